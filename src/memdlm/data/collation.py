@@ -1,0 +1,88 @@
+"""Pad examples into a batch, and keep on the CPU what drawing masks needs.
+
+B rows, L length. Right padding; see `Collator` for what is supervised on it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from memdlm.data.encoding import IGNORED_LABEL
+from memdlm.errors import ConfigError
+
+PADDING = ("supervised", "excluded", "excluded_inner")
+
+
+@dataclass(frozen=True)
+class HostBatch:
+    """What the trainer needs on the CPU to draw masks without waiting for the device.
+
+    Neither a mapping nor a sequence, and without a `.to`: accelerate and the Trainer move what they
+    recognise to the device and hand this on as it is.
+
+    Attributes:
+        labels: The batch's labels, [B, L] int64, on the CPU.
+        padding: True where there is no token, [B, L] bool, on the CPU.
+    """
+
+    labels: torch.Tensor
+    padding: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pad a list of {input_ids, labels} to the longest and return a batch.
+
+    The batch is a dict: `input_ids` [B, L] int64; `labels` [B, L] int64, -100 on prompts;
+    `attention_mask` [B, L] int64, 1 on tokens, 0 on padding; `host`, a `HostBatch`.
+
+    Attributes:
+        pad_token_id: Fills `input_ids` on the right.
+        padding: What labels on padding say (`ObjectiveConfig.padding`). `"supervised"` and
+            `"excluded_inner"`: the pad id, so that padding is trained like a response, as the
+            published code does; `"excluded"`: -100. Which loop uses them is the objective's.
+        pad_to_multiple_of: Round L up to a multiple; None: no rounding.
+
+    Raises:
+        ConfigError: An unknown `padding`, or a multiple below 1.
+    """
+
+    pad_token_id: int
+    padding: str = "supervised"
+    pad_to_multiple_of: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if self.padding not in PADDING:
+            raise ConfigError(f"padding is {self.padding!r}: choose one of {', '.join(PADDING)}")
+        if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:
+            raise ConfigError(
+                f"pad_to_multiple_of is {self.pad_to_multiple_of}: use 1 or more, or null"
+            )
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the batch of these examples, in their order."""
+        multiple = self.pad_to_multiple_of or 1
+        longest = max(len(feature["input_ids"]) for feature in features)
+        length = -(-longest // multiple) * multiple
+        label = IGNORED_LABEL if self.padding == "excluded" else self.pad_token_id
+
+        input_ids = torch.full((len(features), length), self.pad_token_id, dtype=torch.int64)
+        labels = torch.full((len(features), length), label, dtype=torch.int64)
+        attention_mask = torch.zeros((len(features), length), dtype=torch.int64)
+        for row, feature in enumerate(features):
+            end = len(feature["input_ids"])
+            input_ids[row, :end] = torch.as_tensor(feature["input_ids"], dtype=torch.int64)
+            labels[row, :end] = torch.as_tensor(feature["labels"], dtype=torch.int64)
+            attention_mask[row, :end] = 1
+        # A copy of the labels: on a CPU run the batch's own tensors are not moved, and writing to
+        # one must not change the other.
+        host = HostBatch(labels=labels.clone(), padding=attention_mask == 0)
+        return {
+            "input_ids": input_ids,
+            "labels": labels,
+            "attention_mask": attention_mask,
+            "host": host,
+        }

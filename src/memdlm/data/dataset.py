@@ -1,0 +1,282 @@
+"""From a DataConfig and a tokenizer to training and evaluation sets, with an account of every row.
+
+Rows are split before they are encoded, so the held-out rows depend neither on the tokenizer nor on
+the window. Nothing is shuffled here: the order of training is the trainer's.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from memdlm.data.config import DataConfig
+from memdlm.data.encoding import (
+    IGNORED_LABEL,
+    Example,
+    check_tokenizer,
+    encode_dialogues,
+    fit_window,
+)
+from memdlm.data.formatting import Dialogue, detect_format, rename_columns, to_dialogue
+from memdlm.data.readers import Record, read_records
+from memdlm.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Rows per call of the tokenizer: enough to use its threads, few enough to keep the ids small.
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What became of the rows of one split; `kept` includes `cut`. Lengths in tokens.
+
+    Attributes:
+        split: `"train"` or `"eval"`.
+        source: The file or hub id.
+        read: Rows before any was dropped.
+        kept: Rows in the data set.
+        cut: Rows shortened to `max_length`.
+        overlong: Rows dropped because they exceed `max_length`.
+        empty: Rows dropped because their response is empty.
+        max_length: The window.
+        num_tokens: Tokens of all kept rows.
+        num_response_tokens: Those of them that are labelled.
+        shortest: Length of the shortest row that was encoded, before cutting.
+        longest: Length of the longest one.
+    """
+
+    split: str
+    source: str
+    read: int
+    kept: int
+    cut: int
+    overlong: int
+    empty: int
+    max_length: int
+    num_tokens: int
+    num_response_tokens: int
+    shortest: int
+    longest: int
+
+    def line(self) -> str:
+        """Return the report as one line."""
+        return (
+            f"{self.split} data {self.source}: {self.read:,} rows read, {self.kept:,} kept, "
+            f"{self.cut:,} of them cut to {self.max_length:,} tokens; dropped {self.overlong:,} "
+            f"over-long and {self.empty:,} empty; {self.num_tokens:,} tokens, "
+            f"{self.num_response_tokens:,} of them in responses, longest row {self.longest:,}"
+        )
+
+
+class EncodedDataset(Dataset[dict[str, list[int]]]):
+    """Map-style data set of {input_ids, labels}, lists of int; labels are -100 on the prompt.
+
+    Attributes:
+        examples: The encoded rows, in the order of the source.
+        report: What became of the rows.
+    """
+
+    def __init__(self, examples: Sequence[Example], report: DataReport) -> None:
+        """Hold the encoded rows and their report."""
+        self.examples = examples
+        self.report = report
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        """Return one row."""
+        example = self.examples[index]
+        ids: list[int] = example.input_ids.tolist()
+        prompt = example.prompt_length
+        return {"input_ids": ids, "labels": [IGNORED_LABEL] * prompt + ids[prompt:]}
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row, for grouping by length."""
+        return [len(example.input_ids) for example in self.examples]
+
+    @property
+    def prompt_lengths(self) -> list[int]:
+        """Prompt tokens of each row."""
+        return [example.prompt_length for example in self.examples]
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """The training rows and, unless `test_fraction` is 0 and no source is named, the held-out."""
+
+    train: EncodedDataset
+    eval: EncodedDataset | None
+
+
+def load_dataset(
+    config: DataConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    context_length: int | None = None,
+    echo: Callable[[str], None] = print,
+) -> DataSplits:
+    """Read, split, encode and fit the rows a configuration names.
+
+    Args:
+        config: The data section of a recipe; `train` must be set.
+        tokenizer: Must have a mask, an end-of-text and a padding token.
+        context_length: Longest input of the model in tokens (`max_position_embeddings`).
+        echo: Receives one line per split.
+
+    Raises:
+        ConfigError: No training source, or a window beyond the model's context.
+        DataError: Anything wrong with a source, a row or the tokenizer, or nothing left of a split.
+    """
+    if config.train is None:
+        raise ConfigError("data.train is not set: name a .jsonl, .json or .parquet file or hub id")
+    check_context(config, context_length)
+    check_tokenizer(tokenizer)
+    train = read_records(config.train, config.num_rows)
+    held_out: list[Record] | None = None
+    eval_source = config.train
+    if config.eval is not None:
+        eval_source = config.eval
+        held_out = read_records(config.eval, config.num_eval_rows)
+    elif config.test_fraction > 0:
+        train, held_out = split_records(train, config.test_fraction, config.split_seed)
+        if not train:
+            raise DataError(
+                f"{config.train} has too few rows to hold out {config.test_fraction:g} of them: "
+                "name data.eval, or set data.test_fraction to 0"
+            )
+    train_set = encode_records(train, config, tokenizer, source=config.train, split="train")
+    echo(train_set.report.line())
+    if held_out is None:
+        return DataSplits(train_set, None)
+    eval_set = encode_records(held_out, config, tokenizer, source=eval_source, split="eval")
+    echo(eval_set.report.line())
+    return DataSplits(train_set, eval_set)
+
+
+def check_context(config: DataConfig, context_length: int | None) -> None:
+    """Raise a ConfigError if the window exceeds the model's context, in tokens (None: unknown)."""
+    if context_length is not None and config.max_length > context_length:
+        raise ConfigError(
+            f"data.max_length {config.max_length:,} exceeds the model's context of "
+            f"{context_length:,} tokens: set data.max_length to {context_length} or less"
+        )
+
+
+def split_records(
+    records: Sequence[Record], test_fraction: float, seed: int
+) -> tuple[list[Record], list[Record]]:
+    """Return (train, test), the rows `datasets.Dataset.train_test_split` would draw, in its order.
+
+    The paper splits LongAlpaca with that function (0.05, seed 42); the same permutation here gives
+    the same test set, whatever reader the rows came through.
+    """
+    order = np.random.default_rng(seed).permutation(len(records))
+    num_test = ceil(test_fraction * len(records))
+    return [records[i] for i in order[num_test:]], [records[i] for i in order[:num_test]]
+
+
+def encode_rows(
+    rows: Iterable[Mapping[str, Any]],
+    config: DataConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    source: str = "rows",
+    split: str = "train",
+) -> EncodedDataset:
+    """Encode rows that are in memory, such as generated tasks; see `encode_records`."""
+    records = [Record(dict(row), f"{source} row {i}") for i, row in enumerate(rows, start=1)]
+    if not records:
+        raise DataError(f"{source} holds no rows: give at least one")
+    check_tokenizer(tokenizer)
+    return encode_records(records, config, tokenizer, source=source, split=split)
+
+
+def encode_records(
+    records: Sequence[Record],
+    config: DataConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    source: str,
+    split: str,
+) -> EncodedDataset:
+    """Encode records and fit them to the window, in their order.
+
+    Raises:
+        DataError: A row is unusable (named), or no row is left.
+    """
+    dialogues, empty = _dialogues(records, config)
+    examples: list[Example] = []
+    cut = overlong = longest = 0
+    shortest: int | None = None
+    for start in range(0, len(dialogues), _CHUNK):
+        chunk = dialogues[start : start + _CHUNK]
+        for example in encode_dialogues(chunk, tokenizer, chat_template=config.chat_template):
+            length = len(example.input_ids)
+            longest = max(longest, length)
+            shortest = length if shortest is None else min(shortest, length)
+            if length > config.max_length:
+                if config.overlong == "filter":
+                    overlong += 1
+                    continue
+                cut += 1
+                example = fit_window(example, config.max_length)
+            examples.append(example)
+    num_tokens = sum(len(example.input_ids) for example in examples)
+    report = DataReport(
+        split=split,
+        source=source,
+        read=len(records),
+        kept=len(examples),
+        cut=cut,
+        overlong=overlong,
+        empty=empty,
+        max_length=config.max_length,
+        num_tokens=num_tokens,
+        num_response_tokens=num_tokens - sum(example.prompt_length for example in examples),
+        shortest=shortest or 0,
+        longest=longest,
+    )
+    if not examples:
+        raise DataError(_nothing_left(report))
+    return EncodedDataset(examples, report)
+
+
+def _dialogues(records: Sequence[Record], config: DataConfig) -> tuple[list[Dialogue], int]:
+    """Return the dialogues with a response, and the number of rows dropped for having none."""
+    first = rename_columns(records[0], config.columns)
+    row_format = config.format
+    if row_format == "auto":
+        row_format = detect_format(first.values, first.where)
+    dialogues = []
+    for record in records:
+        dialogue = to_dialogue(rename_columns(record, config.columns), row_format)
+        if dialogue.response.strip():
+            dialogues.append(dialogue)
+        elif config.on_empty == "error":
+            raise DataError(
+                f"{record.where} has an empty response: fill it, remove the row, or set "
+                "data.on_empty to drop"
+            )
+    return dialogues, len(records) - len(dialogues)
+
+
+def _nothing_left(report: DataReport) -> str:
+    counts = f"{report.overlong:,} over-long, {report.empty:,} empty"
+    if not report.overlong:
+        return (
+            f"no {report.split} row is left of {report.read:,} from {report.source} ({counts}): "
+            "give rows with a response"
+        )
+    return (
+        f"no {report.split} row is left of {report.read:,} from {report.source} ({counts}; the "
+        f"shortest has {report.shortest:,} tokens, data.max_length is {report.max_length:,}): "
+        "raise data.max_length, or set data.overlong to truncate"
+    )
