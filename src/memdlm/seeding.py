@@ -34,6 +34,9 @@ def generator(
 @contextmanager
 def preserved_rng(device: torch.device) -> Iterator[None]:
     """Restore the global CPU (and, for an accelerator, device) random state on exit."""
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices=devices, device_type=device.type if devices else "cuda"):
+    if device.type in ("cpu", "meta"):
+        context = torch.random.fork_rng(devices=[])
+    else:
+        context = torch.random.fork_rng(devices=[device], device_type=device.type)
+    with context:
         yield

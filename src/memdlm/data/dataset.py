@@ -7,7 +7,7 @@ the window. Nothing is shuffled here: the order of training is the trainer's.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -26,6 +26,8 @@ from memdlm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Row = TypeVar("Row")
 
 # Rows per call of the tokenizer: enough to use its threads, few enough to keep the ids small.
 _CHUNK = 256
@@ -139,26 +141,56 @@ def load_dataset(
         raise ConfigError("data.train is not set: name a .jsonl, .json or .parquet file or hub id")
     check_context(config, context_length)
     check_tokenizer(tokenizer)
-    train = read_records(config.train, config.num_rows)
-    held_out: list[Record] | None = None
+    train = read_dialogues(config.train, config, config.num_rows)
+    held_out: list[Dialogue] | None = None
     eval_source = config.train
     if config.eval is not None:
         eval_source = config.eval
-        held_out = read_records(config.eval, config.num_eval_rows)
+        held_out = read_dialogues(config.eval, config, config.num_eval_rows)
     elif config.test_fraction > 0:
-        train, held_out = split_records(train, config.test_fraction, config.split_seed)
+        train, held_out = split_rows(train, config.test_fraction, config.split_seed)
         if not train:
             raise DataError(
                 f"{config.train} has too few rows to hold out {config.test_fraction:g} of them: "
                 "name data.eval, or set data.test_fraction to 0"
             )
-    train_set = encode_records(train, config, tokenizer, source=config.train, split="train")
+    train_set = _encode(train, config, tokenizer, source=config.train, split="train")
     echo(train_set.report.line())
     if held_out is None:
         return DataSplits(train_set, None)
-    eval_set = encode_records(held_out, config, tokenizer, source=eval_source, split="eval")
+    eval_set = _encode(held_out, config, tokenizer, source=eval_source, split="eval")
     echo(eval_set.report.line())
     return DataSplits(train_set, eval_set)
+
+
+def encode_rows(
+    rows: Iterable[Mapping[str, Any]],
+    config: DataConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    source: str = "rows",
+    split: str = "train",
+) -> EncodedDataset:
+    """Encode rows that are in memory, such as generated tasks, in their order.
+
+    Raises:
+        DataError: As `load_dataset`, with `source` in place of the file.
+    """
+    check_tokenizer(tokenizer)
+    records = [Record(dict(row), f"{source} row {i}") for i, row in enumerate(rows, start=1)]
+    if not records:
+        raise DataError(f"{source} holds no rows: give at least one")
+    return _encode(_to_dialogues(records, config), config, tokenizer, source=source, split=split)
+
+
+def read_dialogues(source: str, config: DataConfig, limit: int | None = None) -> list[Dialogue]:
+    """Read the first `limit` rows of a source as dialogues, with those of an empty response.
+
+    Raises:
+        DataError: The source or a row cannot be used; unless `config.on_empty` is `"drop"`, that
+            includes an empty response.
+    """
+    return _to_dialogues(read_records(source, limit), config)
 
 
 def check_context(config: DataConfig, context_length: int | None) -> None:
@@ -170,49 +202,45 @@ def check_context(config: DataConfig, context_length: int | None) -> None:
         )
 
 
-def split_records(
-    records: Sequence[Record], test_fraction: float, seed: int
-) -> tuple[list[Record], list[Record]]:
+def split_rows(rows: Sequence[Row], test_fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
     """Return (train, test), the rows `datasets.Dataset.train_test_split` would draw, in its order.
 
     The paper splits LongAlpaca with that function (0.05, seed 42); the same permutation here gives
     the same test set, whatever reader the rows came through.
     """
-    order = np.random.default_rng(seed).permutation(len(records))
-    num_test = ceil(test_fraction * len(records))
-    return [records[i] for i in order[num_test:]], [records[i] for i in order[:num_test]]
+    order = np.random.default_rng(seed).permutation(len(rows))
+    num_test = ceil(test_fraction * len(rows))
+    return [rows[i] for i in order[num_test:]], [rows[i] for i in order[:num_test]]
 
 
-def encode_rows(
-    rows: Iterable[Mapping[str, Any]],
-    config: DataConfig,
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    source: str = "rows",
-    split: str = "train",
-) -> EncodedDataset:
-    """Encode rows that are in memory, such as generated tasks; see `encode_records`."""
-    records = [Record(dict(row), f"{source} row {i}") for i, row in enumerate(rows, start=1)]
-    if not records:
-        raise DataError(f"{source} holds no rows: give at least one")
-    check_tokenizer(tokenizer)
-    return encode_records(records, config, tokenizer, source=source, split=split)
+def _to_dialogues(records: Sequence[Record], config: DataConfig) -> list[Dialogue]:
+    """Convert all rows, in the order of the source, so that the first bad one is the one named."""
+    first = rename_columns(records[0], config.columns)
+    row_format = config.format
+    if row_format == "auto":
+        row_format = detect_format(first.values, first.where)
+    dialogues = []
+    for record in records:
+        dialogue = to_dialogue(rename_columns(record, config.columns), row_format)
+        if config.on_empty == "error" and not dialogue.response.strip():
+            raise DataError(
+                f"{record.where} has an empty response: fill it, remove the row, or set "
+                "data.on_empty to drop"
+            )
+        dialogues.append(dialogue)
+    return dialogues
 
 
-def encode_records(
-    records: Sequence[Record],
+def _encode(
+    rows: Sequence[Dialogue],
     config: DataConfig,
     tokenizer: "PreTrainedTokenizerBase",
     *,
     source: str,
     split: str,
 ) -> EncodedDataset:
-    """Encode records and fit them to the window, in their order.
-
-    Raises:
-        DataError: A row is unusable (named), or no row is left.
-    """
-    dialogues, empty = _dialogues(records, config)
+    """Encode dialogues, drop the empty, fit the rest to the window, and account for each."""
+    dialogues = [row for row in rows if row.response.strip()]
     examples: list[Example] = []
     cut = overlong = longest = 0
     shortest: int | None = None
@@ -233,11 +261,11 @@ def encode_records(
     report = DataReport(
         split=split,
         source=source,
-        read=len(records),
+        read=len(rows),
         kept=len(examples),
         cut=cut,
         overlong=overlong,
-        empty=empty,
+        empty=len(rows) - len(dialogues),
         max_length=config.max_length,
         num_tokens=num_tokens,
         num_response_tokens=num_tokens - sum(example.prompt_length for example in examples),
@@ -247,25 +275,6 @@ def encode_records(
     if not examples:
         raise DataError(_nothing_left(report))
     return EncodedDataset(examples, report)
-
-
-def _dialogues(records: Sequence[Record], config: DataConfig) -> tuple[list[Dialogue], int]:
-    """Return the dialogues with a response, and the number of rows dropped for having none."""
-    first = rename_columns(records[0], config.columns)
-    row_format = config.format
-    if row_format == "auto":
-        row_format = detect_format(first.values, first.where)
-    dialogues = []
-    for record in records:
-        dialogue = to_dialogue(rename_columns(record, config.columns), row_format)
-        if dialogue.response.strip():
-            dialogues.append(dialogue)
-        elif config.on_empty == "error":
-            raise DataError(
-                f"{record.where} has an empty response: fill it, remove the row, or set "
-                "data.on_empty to drop"
-            )
-    return dialogues, len(records) - len(dialogues)
 
 
 def _nothing_left(report: DataReport) -> str:

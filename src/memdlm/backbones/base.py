@@ -1,0 +1,324 @@
+"""One bidirectional transformer for every family: split forward, head only where asked.
+
+A family supplies a config and builds its layers; everything that the method needs lives here:
+
+    embed -> layers[0:s] -> (interlude) -> layers[s:] at positions -> final norm -> head
+
+The *interlude* is where the inner loop runs: between the last layer that no memory adapts and the
+first that one does, inside the one ordinary forward that wrappers such as DDP, FSDP2 and PEFT see
+(docs/decisions/0003-interlude.md). Knows nothing of masks, losses or memories.
+
+Shapes: B batch, L length, P positions per row, H width, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import MaskedLMOutput
+
+from memdlm.backbones.experts import Experts
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """What every layer of one forward shares.
+
+    Attributes:
+        attention_mask: None (all attend to all) or a mask [B, 1, L or 1, L], True/0 = may attend.
+        position_embeddings: Rotary cosines and sines, [1 or B, L, rotary dims] each.
+    """
+
+    attention_mask: torch.Tensor | None
+    position_embeddings: tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Interlude:
+    """Something to run between two layers of a forward.
+
+    Attributes:
+        before_layer: Index of the layer that comes next.
+        run: Called with the hidden states [B, L, H] and the layers' inputs.
+    """
+
+    before_layer: int
+    run: Callable[[torch.Tensor, LayerInputs], None]
+
+
+class DecoderLayer(GradientCheckpointingLayer):
+    """Pre-norm attention and feed-forward; the feed-forward may run at chosen positions only."""
+
+    def __init__(
+        self,
+        attention: nn.Module,
+        mlp: nn.Module,
+        norms: tuple[nn.Module, nn.Module],
+        shared_expert: nn.Module | None = None,
+    ) -> None:
+        """Assemble a layer from its parts; `norms` come before attention and feed-forward."""
+        super().__init__()
+        # Shared attention modules of transformers are causal unless told otherwise.
+        attention.is_causal = False
+        self.self_attn = attention
+        self.mlp = mlp
+        self.input_layernorm, self.post_attention_layernorm = norms
+        if shared_expert is not None:
+            self.shared_expert = shared_expert
+        self.has_shared_expert = shared_expert is not None
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        inputs: LayerInputs,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the next hidden states, [B, L, H] or, with `positions` [B, P], [B, P, H].
+
+        Attention always reads the whole sequence. Dropping the other positions before the
+        feed-forward is exact in the last layer, where nothing else reads them.
+        """
+        attended, _ = self.self_attn(
+            hidden_states=self.input_layernorm(hidden),
+            position_embeddings=inputs.position_embeddings,
+            attention_mask=inputs.attention_mask,
+        )
+        hidden = hidden + attended
+        if positions is not None:
+            hidden = gather_positions(hidden, positions)
+        normed = self.post_attention_layernorm(hidden)
+        update = self.mlp(normed)
+        if self.has_shared_expert:
+            update = update + self.shared_expert(normed)
+        return hidden + update
+
+
+def gather_positions(hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return `hidden` [B, L, H] at `positions` [B, P] as [B, P, H]."""
+    return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+class DiffusionPreTrainedModel(PreTrainedModel):
+    """Flags and weight initialisation common to all families."""
+
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["DecoderLayer"]  # noqa: RUF012 - transformers reads a class-level list
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Experts):
+            std = self.config.initializer_range
+            nn.init.normal_(module.gate_up_proj, mean=0.0, std=std)
+            nn.init.normal_(module.down_proj, mean=0.0, std=std)
+
+
+class DiffusionModel(DiffusionPreTrainedModel):
+    """Embeddings, layers and final norm, each callable on its own."""
+
+    def __init__(
+        self,
+        config: Any,
+        build_layer: Callable[[Any, int], DecoderLayer],
+        norm: nn.Module,
+        rotary: nn.Module,
+        padding_idx: int | None,
+    ) -> None:
+        """Build `config.num_hidden_layers` layers with `build_layer(config, index)`."""
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx)
+        self.layers = nn.ModuleList(
+            [build_layer(config, index) for index in range(config.num_hidden_layers)]
+        )
+        self.norm = norm
+        self.rotary_emb = rotary
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def embed(
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, LayerInputs]:
+        """Return the embeddings [B, L, H] and what the layers share.
+
+        Args:
+            input_ids: [B, L] int64, unless `inputs_embeds` [B, L, H] is given.
+            attention_mask: [B, L] with 0 on keys to hide (padded queries still attend to the real
+                keys), or a prepared mask [B, 1, L, L]: bool (True = attend) or additive.
+            position_ids: [B, L] int64; 0, 1, 2, ... when None.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if position_ids is None:
+            position_ids = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        mask = self._layer_mask(attention_mask, hidden)
+        return hidden, LayerInputs(mask, self.rotary_emb(hidden, position_ids))
+
+    def _layer_mask(
+        self, attention_mask: torch.Tensor | None, hidden: torch.Tensor
+    ) -> torch.Tensor | None:
+        if attention_mask is None:
+            return None
+        mask = attention_mask
+        if mask.dim() == 2:
+            mask = mask.bool()[:, None, None, :]  # [B, 1, 1, L]
+        if mask.dtype == torch.bool and self.config._attn_implementation == "eager":
+            lowest = torch.finfo(hidden.dtype).min
+            mask = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(~mask, lowest)
+        elif mask.dtype != torch.bool:
+            mask = mask.to(hidden.dtype)
+        return mask.expand(-1, -1, hidden.shape[1], -1)
+
+    def prefix(self, input_ids: torch.Tensor, inputs: LayerInputs, stop: int) -> torch.Tensor:
+        """Return the hidden states [B, L, H] of `input_ids` [B, L] before layer `stop`."""
+        return self.run_layers(self.embed_tokens(input_ids), inputs, 0, stop)
+
+    def run_layers(
+        self,
+        hidden: torch.Tensor,
+        inputs: LayerInputs,
+        start: int,
+        stop: int,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Run `layers[start:stop]` on [B, L, H]; `positions` [B, P] narrow the last layer."""
+        for index in range(start, stop):
+            is_last = index == len(self.layers) - 1
+            hidden = self.layers[index](hidden, inputs, positions if is_last else None)
+        return hidden
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+        interlude: Interlude | None = None,
+        collect: list[torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Return the final-norm hidden states [B, L, H], or [B, P, H] at `positions`.
+
+        `collect` receives the embeddings and each layer's output, the last one after the final
+        norm; it needs `positions=None`.
+        """
+        hidden, inputs = self.embed(input_ids, attention_mask, position_ids, inputs_embeds)
+        stops = [len(self.layers)] if interlude is None else [interlude.before_layer]
+        if collect is not None:
+            stops = sorted({*stops, *range(len(self.layers) + 1)})
+        elif interlude is not None:
+            stops.append(len(self.layers))
+        start = 0
+        for stop in stops:
+            hidden = self.run_layers(hidden, inputs, start, stop, positions)
+            start = stop
+            if interlude is not None and stop == interlude.before_layer:
+                interlude.run(hidden, inputs)
+            if collect is not None and stop < len(self.layers):
+                collect.append(hidden)
+        hidden = self.norm(hidden)
+        if collect is not None:
+            collect.append(hidden)
+        return hidden
+
+
+class DiffusionMaskedLM(DiffusionPreTrainedModel):
+    """A `DiffusionModel` with its vocabulary head; what `AutoModelForMaskedLM` returns.
+
+    Set `right_shift_logits` for families whose checkpoint predicts the *next* token: callers then
+    still see logits aligned with the tokens they stand for.
+    """
+
+    right_shift_logits = False
+
+    def __init__(self, config: Any, model: DiffusionModel) -> None:
+        """Put a head of `config.vocab_size` rows on `model`."""
+        super().__init__(config)
+        self.model = model
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the vocabulary head."""
+        return self.lm_head
+
+    def source_positions(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return where the hidden states that predict `positions` [B, P] sit."""
+        return (positions - 1).clamp(min=0) if self.right_shift_logits else positions
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+        valid: torch.Tensor | None = None,
+        interlude: Interlude | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **unknown: Any,
+    ) -> MaskedLMOutput | tuple[torch.Tensor, ...]:
+        """Predict the clean token at every position, seeing the whole sequence.
+
+        Args:
+            input_ids: Noisy token ids [B, L] int64.
+            attention_mask: [B, L] (0 hides a key) or a prepared [B, 1, L, L]; None hides nothing.
+            position_ids: [B, L] int64; 0, 1, 2, ... when None.
+            inputs_embeds: [B, L, H] in place of `input_ids`.
+            labels: Clean ids [B, L], -100 where not scored: adds a mean cross-entropy `loss`.
+            positions: [B, P] int64: compute logits only there (exact, and much cheaper).
+            valid: [N] int64, indices into the flattened [B * P]: logits [N, V] only there.
+            interlude: See `Interlude`.
+            output_hidden_states: Also return embeddings and every layer's output.
+            return_dict: False for a plain tuple.
+
+        Returns:
+            `MaskedLMOutput` with `logits` [B, L, V], [B, P, V] or [N, V].
+
+        Raises:
+            TypeError: For an argument that no family knows.
+            ValueError: For arguments that exclude each other.
+        """
+        ignored = {name for name, value in unknown.items() if value is None or value is False}
+        if unknown.keys() - ignored:
+            raise TypeError(f"unknown arguments {sorted(unknown.keys() - ignored)}")
+        if positions is not None and (labels is not None or output_hidden_states):
+            raise ValueError("positions excludes labels and output_hidden_states")
+        collect: list[torch.Tensor] | None = [] if output_hidden_states else None
+        sources = None if positions is None else self.source_positions(positions)
+        hidden = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            inputs_embeds,
+            positions=sources,
+            interlude=interlude,
+            collect=collect,
+        )
+        if positions is None and self.right_shift_logits:
+            hidden = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
+        if valid is not None:
+            hidden = hidden.flatten(0, 1).index_select(0, valid)
+        logits = self.lm_head(hidden)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+        output = MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=tuple(collect) if collect else None
+        )
+        return output if return_dict is not False else output.to_tuple()

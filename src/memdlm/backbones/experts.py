@@ -1,0 +1,158 @@
+"""Fused mixture-of-experts layer with grouped matrix products and room for fast weights.
+
+Computes y = down(act(gate x) * up x) for every (token, expert) pair at once: pairs are sorted by
+expert, so each projection is one grouped product and no loop, count or mask ever visits the host.
+Fast weights add their low-rank or full deltas to the same sorted pairs without touching the base
+weights. Shapes: T tokens, K experts per token, S = T*K pairs, E experts, H width, I expert width,
+G groups of consecutive pairs.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.activations import ACT2FN
+
+# The grouped kernel wants rows that start on 16-byte boundaries.
+_ALIGNMENT_BYTES = 16
+_GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class ExpertDelta(Protocol):
+    """What fast weights look like to one projection of the experts."""
+
+    num_rows: int
+    """Sequences with a memory of their own; 1 when all share one."""
+
+    def __call__(self, inputs: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """Return the addition to the projection of `inputs` [S, in], sorted by (expert, row).
+
+        `offsets` [E * num_rows] int32 holds the end of every (expert, row) group.
+        """
+        ...
+
+
+class Experts(nn.Module):
+    """Routed experts with weights stacked along the first dimension.
+
+    `gate_up_proj` [E, 2I, H] holds gate above up; `down_proj` is [E, H, I].
+    """
+
+    projections = ("gate_proj", "up_proj", "down_proj")
+
+    def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int, act: str) -> None:
+        """Allocate the weights of `num_experts` experts; initialisation is the model's."""
+        super().__init__()
+        self.num_experts = num_experts
+        self.hidden_size = hidden_size
+        self.intermediate_size = intermediate_size
+        self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * intermediate_size, hidden_size))
+        self.down_proj = nn.Parameter(torch.empty(num_experts, hidden_size, intermediate_size))
+        self.act_fn = ACT2FN[act]
+        self._deltas: Mapping[str, ExpertDelta] = {}
+
+    def attach(self, deltas: Mapping[str, ExpertDelta]) -> None:
+        """Add `deltas` (by projection name) to every forward until called again with none."""
+        self._deltas = deltas
+
+    def projection_shape(self, name: str) -> tuple[int, int]:
+        """Return (out, in) features of one projection of one expert."""
+        if name == "down_proj":
+            return self.hidden_size, self.intermediate_size
+        return self.intermediate_size, self.hidden_size
+
+    def forward(
+        self, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the weighted sum of the chosen experts [T, H].
+
+        Args:
+            hidden: Token states [T, H].
+            chosen: Experts of every token [T, K] int64.
+            weights: Their weights [T, K], same dtype as `hidden`.
+        """
+        num_tokens, top_k = chosen.shape
+        num_rows = max((delta.num_rows for delta in self._deltas.values()), default=1)
+        tokens = torch.arange(num_tokens, device=hidden.device).repeat_interleave(
+            top_k, output_size=num_tokens * top_k
+        )
+        # Tokens come row by row, so a token's row follows from its index. Sorting by (expert, row)
+        # serves base weights (one group per expert) and fast weights (one per expert and row).
+        group = chosen.flatten() * num_rows + tokens // (num_tokens // num_rows)
+        group, order = group.sort(stable=True)
+        token = tokens[order]
+        row_ends = group_ends(group, self.num_experts * num_rows)
+        ends = row_ends[num_rows - 1 :: num_rows].contiguous()
+
+        inputs = hidden[token]  # [S, H]
+        gate, up = grouped_linear(inputs, self.gate_up_proj, ends).chunk(2, dim=-1)
+        gate = self._with_delta("gate_proj", gate, inputs, row_ends)
+        up = self._with_delta("up_proj", up, inputs, row_ends)
+        inner = self.act_fn(gate) * up  # [S, I]
+        outputs = grouped_linear(inner, self.down_proj, ends)
+        outputs = self._with_delta("down_proj", outputs, inner, row_ends)
+
+        outputs = outputs * weights.flatten()[order, None]
+        # Back to token order and sum: unlike index_add_, this is deterministic on every device.
+        inverse = torch.empty_like(order).scatter_(
+            0, order, torch.arange(order.numel(), device=order.device)
+        )
+        return outputs[inverse].view(num_tokens, top_k, -1).sum(dim=1).to(hidden.dtype)
+
+    def _with_delta(
+        self, name: str, outputs: torch.Tensor, inputs: torch.Tensor, row_ends: torch.Tensor
+    ) -> torch.Tensor:
+        delta = self._deltas.get(name)
+        if delta is None:
+            return outputs
+        if delta.num_rows * self.num_experts != row_ends.numel():
+            raise ValueError("all fast weights of one layer must have the same number of rows")
+        return outputs + delta(inputs, row_ends)
+
+    def extra_repr(self) -> str:
+        """Show the sizes that the stacked weights hide."""
+        return f"{self.num_experts} x ({self.hidden_size}, {self.intermediate_size})"
+
+
+def group_ends(sorted_groups: torch.Tensor, num_groups: int) -> torch.Tensor:
+    """Return where each group ends [G] int32 in ids [S] sorted ascending, without a host sync."""
+    ids = torch.arange(num_groups, device=sorted_groups.device)
+    return torch.searchsorted(sorted_groups, ids, right=True).to(torch.int32)
+
+
+def grouped_linear(inputs: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Multiply consecutive groups of rows by their own matrices.
+
+    Args:
+        inputs: [S, in], group g being the rows `ends[g-1]:ends[g]`.
+        weight: One matrix per group [G, out, in].
+        ends: Group ends [G] int32.
+
+    Returns:
+        [S, out].
+    """
+    if torch.is_autocast_enabled(inputs.device.type):
+        # Autocast does not know the grouped product.
+        dtype = torch.get_autocast_dtype(inputs.device.type)
+        inputs, weight = inputs.to(dtype), weight.to(dtype)
+    if inputs.dtype not in _GROUPED_DTYPES:
+        return _looped_linear(inputs, weight, ends)
+    multiple = _ALIGNMENT_BYTES // inputs.element_size()
+    num_out = weight.shape[1]
+    pad_in, pad_out = -weight.shape[2] % multiple, -num_out % multiple
+    if pad_in or pad_out:
+        inputs, weight = F.pad(inputs, (0, pad_in)), F.pad(weight, (0, pad_in, 0, pad_out))
+    outputs = F.grouped_mm(inputs, weight.transpose(1, 2), offs=ends)
+    return outputs[:, :num_out] if pad_out else outputs
+
+
+def _looped_linear(inputs: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Do the same in a plain loop, for float64 checks that no grouped kernel supports."""
+    starts = [0, *ends.tolist()]
+    parts = [
+        inputs[start:end] @ matrix.t()
+        for start, end, matrix in zip(starts, starts[1:], weight, strict=False)
+    ]
+    return torch.cat(parts)

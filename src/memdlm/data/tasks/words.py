@@ -1,0 +1,83 @@
+"""The closed vocabulary of the generated tasks: names, values and filler sentences.
+
+A value is several syllables, one from each slot's own alphabet. Every syllable occurs in both
+splits and only the combinations are disjoint, so a model meets each of its tokens in training and
+still has to copy an answer it has never given. Several tokens per answer also let an early wrong
+token mislead the later ones, which is the exposure bias the method is about.
+"""
+
+import random
+from collections.abc import Iterator
+
+NAMES = tuple(
+    "amber birch cedar clover coral daisy ember fern flint garnet ginger hazel heather holly indigo "
+    "iris ivory ivy jade jasper juniper laurel lemon lilac linden lotus maple marble mint moss "
+    "myrtle nettle oak olive onyx opal orchid pearl pepper pine plum poppy quartz reed robin rose "
+    "ruby rush saffron sage scarlet sienna silver sorrel spruce tansy teal thistle thyme topaz "
+    "tulip umber velvet violet walnut wheat willow wren yarrow zinnia".split()
+)
+
+SYLLABLES = (
+    tuple("ba be bi bo bu da de di do du ka ke ki ko ku ta te ti to tu".split()),
+    tuple("la le li lo lu ma me mi mo mu na ne ni no nu ra re ri ro ru".split()),
+    tuple("fa fe fi fo fu sa se si so su va ve vi vo vu za ze zi zo zu".split()),
+)
+"""One alphabet per slot of a value."""
+
+VALUE_LENGTH = len(SYLLABLES)
+
+KEEP_VERBS = ("keeps", "guards", "hides")
+FUNCTION_WORDS = tuple(
+    ". : ? and is what does keep which word most often note copies joined entered where question answer "
+    "remember the who follow".split()
+)
+
+_ADJECTIVES = tuple("quiet old bright narrow wooden early distant warm grey gentle".split())
+_NOUNS = tuple("river road window garden market bridge cloud lantern field harbour".split())
+_ACTIONS = tuple("waited shone drifted turned slept changed faded rested moved grew".split())
+_MANNERS = tuple("slowly again today nearby softly later alone twice".split())
+_LINKS = ("beside", "behind", "under")
+
+SHORTEST_FILLER = 4
+"""Words of the shortest filler sentence, its full stop included."""
+
+_TEST_SHARE = 4
+"""One combination of syllables in this many belongs to the test split."""
+
+
+def vocabulary() -> Iterator[str]:
+    """Yield every word an example of any task, length and split may use, each once."""
+    groups = (NAMES, *SYLLABLES, KEEP_VERBS, FUNCTION_WORDS)
+    yield from dict.fromkeys(word for group in groups for word in group)
+    yield from (w for g in (_ADJECTIVES, _NOUNS, _ACTIONS, _MANNERS, _LINKS) for w in g)
+
+
+def in_test_split(indices: tuple[int, ...]) -> bool:
+    """Tell whether the value made of these syllables belongs to the test split."""
+    return sum(indices) % _TEST_SHARE == 0
+
+
+def draw_values(rng: random.Random, split: str, count: int) -> list[str]:
+    """Draw `count` different values of a split, syllables separated by spaces."""
+    values: dict[str, None] = {}
+    while len(values) < count:
+        indices = tuple(rng.randrange(len(alphabet)) for alphabet in SYLLABLES)
+        if in_test_split(indices) == (split == "test"):
+            value = " ".join(a[i] for a, i in zip(SYLLABLES, indices, strict=True))
+            values[value] = None
+    return list(values)
+
+
+def filler_sentence(rng: random.Random, most_words: int) -> list[str]:
+    """Return a sentence of no task's words, between `SHORTEST_FILLER` and `most_words` words."""
+    adjective, place = rng.choice(_ADJECTIVES), rng.choice(_NOUNS)
+    noun, action = rng.choice(_NOUNS), rng.choice(_ACTIONS)
+    manner, link = rng.choice(_MANNERS), rng.choice(_LINKS)
+    forms = (
+        ["the", noun, action, "."],
+        ["the", adjective, noun, action, "."],
+        ["the", adjective, noun, action, manner, "."],
+        ["the", noun, action, link, "the", place, "."],
+        ["the", adjective, noun, action, link, "the", place, "."],
+    )
+    return list(rng.choice([form for form in forms if len(form) <= most_words]))

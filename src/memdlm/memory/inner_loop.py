@@ -1,0 +1,211 @@
+"""The inner loop: write a trajectory into fast weights, K SGD steps (MemDLM Eq. 7-9).
+
+    plan_inner_loop   on the host, before the step: states, supervised positions, coefficients
+    run_inner_loop    on the device: suffix -> loss -> gradient of phi only -> clip -> SGD
+
+Only the layers from the first adapted one on are run per step; the layers below see each state once,
+without gradient, or not at all where the outer pass has already computed them. Shapes: B batch,
+L length, N supervised positions, b memories, K steps.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from memdlm.backbones.base import DiffusionMaskedLM, LayerInputs
+from memdlm.diffusion.objective import ObjectiveConfig, coefficients, row_weights
+from memdlm.diffusion.states import CleanBatch, State
+from memdlm.diffusion.supervision import Supervision
+from memdlm.memory.config import MemoryConfig
+from memdlm.memory.fast_weights import FastWeights
+from memdlm.memory.losses import INNER_LOSSES, Prediction
+from memdlm.memory.trajectories import Trajectory
+from memdlm.memory.update import UpdateStats, sgd_step
+from memdlm.seeding import preserved_rng
+
+
+@dataclass(frozen=True)
+class InnerStep:
+    """One planned step: indices into the plan's states, and what is scored."""
+
+    source: int
+    target: int
+    supervision: Supervision
+
+
+@dataclass(frozen=True)
+class InnerPlan:
+    """Everything the device needs, counted and laid out by the host.
+
+    Attributes:
+        states: Distinct token ids [B, L] int64 that steps refer to.
+        anchor: Index of the outer state x_t among them; None if no step visits it.
+        steps: All steps, epochs unrolled.
+    """
+
+    states: tuple[torch.Tensor, ...]
+    anchor: int | None
+    steps: tuple[InnerStep, ...]
+
+    def to(self, device: torch.device) -> "InnerPlan":
+        """Return a copy on `device`, without waiting for it."""
+        return InnerPlan(
+            tuple(ids.to(device, non_blocking=True) for ids in self.states),
+            self.anchor,
+            tuple(
+                InnerStep(step.source, step.target, step.supervision.to(device))
+                for step in self.steps
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class InnerStats:
+    """What the inner loop did, on the device.
+
+    Attributes:
+        losses: Weighted inner loss of every step and memory [steps, b].
+        updates: Gradient norms and clipping of every step.
+        alive: Memories [b] bool in which no loss or gradient was ever inf or nan.
+        num_matrices: Fast matrices per memory, the base of the clipped share.
+    """
+
+    losses: torch.Tensor
+    updates: tuple[UpdateStats, ...]
+    alive: torch.Tensor
+    num_matrices: int
+
+
+def plan_inner_loop(
+    trajectory: Trajectory,
+    batch: CleanBatch,
+    config: MemoryConfig,
+    objective: ObjectiveConfig,
+) -> InnerPlan:
+    """Lay out `trajectory` for `run_inner_loop`; all tensors on the CPU."""
+    states: list[State] = []
+
+    def index_of(state: State) -> int:
+        for index, known in enumerate(states):
+            if known is state:
+                return index
+        states.append(state)
+        return len(states) - 1
+
+    steps = []
+    for transition in trajectory.transitions:
+        supervised = transition.supervised(config.supervision)
+        factors = coefficients(
+            supervised,
+            counted=supervised,
+            weights=row_weights(transition.t, config.weighting, objective.schedule),
+            normaliser=config.normaliser,
+            rows_are_independent=config.sharing == "sequence",
+        )
+        steps.append(
+            InnerStep(
+                index_of(transition.source),
+                index_of(transition.target),
+                Supervision.pack(supervised, batch.clean, factors),
+            )
+        )
+    anchor = next((i for i, state in enumerate(states) if state is trajectory.anchor), None)
+    return InnerPlan(
+        tuple(state.ids for state in states), anchor, tuple(steps) * config.num_epochs
+    )
+
+
+def run_inner_loop(
+    lm: DiffusionMaskedLM,
+    fast: FastWeights,
+    plan: InnerPlan,
+    config: MemoryConfig,
+    inputs: LayerInputs,
+    anchor_hidden: torch.Tensor | None = None,
+) -> InnerStats:
+    """Write `plan` into `fast`, in place; a memory that meets inf or nan is dropped.
+
+    Args:
+        lm: The backbone, unwrapped. Its gradients, mode and random state are left as they are.
+        fast: phi_0; holds phi_K afterwards.
+        plan: On the same device as `lm`.
+        config: Loss, learning rate and clipping.
+        inputs: Attention mask and rotary embeddings of the batch.
+        anchor_hidden: Hidden states [B, L, H] of the anchor before the first adapted layer, where
+            the outer pass already has them.
+    """
+    first = fast.placement.first_layer
+    prefixes: dict[int, torch.Tensor] = {}
+    if anchor_hidden is not None and plan.anchor is not None:
+        prefixes[plan.anchor] = anchor_hidden.detach()
+
+    def prefix(state: int) -> torch.Tensor:
+        if state not in prefixes:
+            with torch.no_grad():
+                prefixes[state] = lm.model.prefix(plan.states[state], inputs, first)
+        return prefixes[state]
+
+    loss_fn = INNER_LOSSES[config.loss]
+    alive = torch.ones(fast.num_rows, dtype=torch.bool, device=inputs.position_embeddings[0].device)
+    losses, updates = [], []
+    with preserved_rng(alive.device), fast.attached(lm.model), torch.enable_grad():
+        for step in plan.steps:
+            names = list(fast.tensors)
+            for name in names:
+                fast.tensors[name] = fast.tensors[name].detach().requires_grad_()
+            teacher = None
+            if loss_fn.needs_teacher:
+                with torch.no_grad():
+                    teacher = _predict(lm, prefix(step.target), inputs, first, step.supervision)
+            student = _predict(lm, prefix(step.source), inputs, first, step.supervision)
+            tokens = loss_fn.compute(student, teacher, step.supervision.labels, config)
+            weighted = tokens * step.supervision.coefficients
+            grads = torch.autograd.grad(
+                weighted.sum(), [fast.tensors[name] for name in names], materialize_grads=True
+            )
+            losses.append(_per_memory(weighted.detach(), step.supervision, fast.num_rows))
+            fast.tensors, stats = sgd_step(
+                fast.tensors,
+                dict(zip(names, grads, strict=True)),
+                learning_rate=config.learning_rate,
+                clip_norm=config.clip_norm,
+                clip_scope=config.clip_scope,
+                alive=alive & losses[-1].isfinite(),
+            )
+            alive = alive & losses[-1].isfinite() & stats.is_finite
+            updates.append(stats)
+    fast.drop(alive)
+    # Under autocast, weights cast here without gradient would be reused by the outer pass.
+    torch.clear_autocast_cache()
+    num_matrices = sum(
+        tensor[0].numel() // (tensor.shape[-1] * tensor.shape[-2])
+        for tensor in fast.tensors.values()
+    )
+    return InnerStats(torch.stack(losses), tuple(updates), alive, num_matrices)
+
+
+def _predict(
+    lm: DiffusionMaskedLM,
+    hidden: torch.Tensor,
+    inputs: LayerInputs,
+    first_layer: int,
+    supervision: Supervision,
+) -> Prediction:
+    """Run the adapted layers on `hidden` [B, L, H], narrowed to the supervised positions."""
+    hidden = lm.model.run_layers(
+        hidden,
+        inputs,
+        first_layer,
+        len(lm.model.layers),
+        lm.source_positions(supervision.positions),
+    )
+    hidden = supervision.select(hidden)  # [N, H]
+    return Prediction(hidden, lm.model.norm(hidden), lm.lm_head)
+
+
+def _per_memory(weighted: torch.Tensor, supervision: Supervision, num_rows: int) -> torch.Tensor:
+    """Sum token losses [N] into their memories [b]."""
+    if num_rows == 1:
+        return weighted.sum()[None]
+    totals = weighted.new_zeros(num_rows)
+    return totals.index_add_(0, supervision.rows, weighted)

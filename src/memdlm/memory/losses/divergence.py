@@ -1,0 +1,38 @@
+"""Ablation: Kullback-Leibler divergence between teacher and student, in either direction.
+
+The teacher is the same model with the current fast weights on the next state, without gradient.
+"""
+
+import torch
+from torch.nn import functional as F
+
+from memdlm.memory.config import MemoryConfig
+from memdlm.memory.losses.inner_loss import InnerLoss, Prediction
+
+
+def _log_probabilities(prediction: Prediction, temperature: float) -> torch.Tensor:
+    return F.log_softmax(prediction.logits() / temperature, dim=-1)
+
+
+def forward_kl(
+    student: Prediction, teacher: Prediction | None, labels: torch.Tensor, config: MemoryConfig
+) -> torch.Tensor:
+    """Return T^2 KL(teacher || student) [N] at temperature T."""
+    assert teacher is not None
+    p = _log_probabilities(teacher, config.temperature)
+    q = _log_probabilities(student, config.temperature)
+    return config.temperature**2 * (p.exp() * (p - q)).sum(dim=-1)
+
+
+def reverse_kl(
+    student: Prediction, teacher: Prediction | None, labels: torch.Tensor, config: MemoryConfig
+) -> torch.Tensor:
+    """Return T^2 KL(student || teacher) [N] at temperature T."""
+    assert teacher is not None
+    p = _log_probabilities(teacher, config.temperature)
+    q = _log_probabilities(student, config.temperature)
+    return config.temperature**2 * (q.exp() * (q - p)).sum(dim=-1)
+
+
+FORWARD_KL = InnerLoss(forward_kl, needs_teacher=True)
+REVERSE_KL = InnerLoss(reverse_kl, needs_teacher=True)
