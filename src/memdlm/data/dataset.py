@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 Row = TypeVar("Row")
 
-# Rows per call of the tokenizer: enough to use its threads, few enough to keep the ids small.
-_CHUNK = 256
+# Rows per call of the tokenizer: enough to use its threads; few, because it keeps about 150 bytes a
+# token until the call returns, and rows may be books.
+_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class DataReport:
         max_length: The window.
         num_tokens: Tokens of all kept rows.
         num_response_tokens: Those of them that are labelled.
+        num_unknown_tokens: Those of all that the tokenizer does not know.
         shortest: Length of the shortest row that was encoded, before cutting.
         longest: Length of the longest one.
     """
@@ -62,16 +64,23 @@ class DataReport:
     max_length: int
     num_tokens: int
     num_response_tokens: int
+    num_unknown_tokens: int
     shortest: int
     longest: int
 
     def line(self) -> str:
         """Return the report as one line."""
+        unknown = (
+            f"; {self.num_unknown_tokens:,} tokens unknown to the tokenizer"
+            if self.num_unknown_tokens
+            else ""
+        )
         return (
             f"{self.split} data {self.source}: {self.read:,} rows read, {self.kept:,} kept, "
             f"{self.cut:,} of them cut to {self.max_length:,} tokens; dropped {self.overlong:,} "
             f"over-long and {self.empty:,} empty; {self.num_tokens:,} tokens, "
             f"{self.num_response_tokens:,} of them in responses, longest row {self.longest:,}"
+            + unknown
         )
 
 
@@ -257,6 +266,8 @@ def _encode(
                 cut += 1
                 example = fit_window(example, config.max_length)
             examples.append(example)
+    # A tokenizer that knows every text has no unknown token; no id is -1.
+    unknown_id = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
     num_tokens = sum(len(example.input_ids) for example in examples)
     report = DataReport(
         split=split,
@@ -269,6 +280,9 @@ def _encode(
         max_length=config.max_length,
         num_tokens=num_tokens,
         num_response_tokens=num_tokens - sum(example.prompt_length for example in examples),
+        num_unknown_tokens=sum(
+            int((example.input_ids == unknown_id).sum()) for example in examples
+        ),
         shortest=shortest or 0,
         longest=longest,
     )
