@@ -38,8 +38,14 @@ def read_records(source: str, limit: int | None = None) -> list[Record]:
             message names the file and, where there is one, the line or row.
     """
     path = Path(source).expanduser()
-    rows = _read_file(path) if _is_path(source, path) else _read_hub(source)
-    records = list(islice(rows, limit))
+    try:
+        rows = _read_file(path) if _is_path(source, path) else _read_hub(source)
+        records = list(islice(rows, limit))
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise DataError(
+            f"cannot read {source} ({reason}): check the path and its rights"
+        ) from error
     if not records:
         raise DataError(f"{source} holds no rows: give a source with at least one")
     return records
@@ -65,11 +71,7 @@ def _read_file(path: Path) -> Iterator[Record]:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path} has the unknown suffix {path.suffix!r}: {_KNOWN}")
-    try:
-        yield from reader(path)
-    except OSError as error:
-        reason = error.strerror or one_line(error)
-        raise DataError(f"cannot read {path} ({reason}): check the file") from error
+    yield from reader(path)
 
 
 def _read_jsonl(path: Path) -> Iterator[Record]:

@@ -128,7 +128,12 @@ def test_file_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     # Tests may run as root, whom no file mode stops.
     monkeypatch.setattr(Path, "open", refuse)
-    assert fails(path) == f"cannot read {path} (Permission denied): check the file"
+    assert fails(path) == f"cannot read {path} (Permission denied): check the path and its rights"
+
+
+def test_path_that_cannot_even_be_looked_up() -> None:
+    name = "x" * 300 + ".jsonl"
+    assert fails(name) == f"cannot read {name} (File name too long): check the path and its rights"
 
 
 @pytest.mark.parametrize(

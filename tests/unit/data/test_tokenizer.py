@@ -67,6 +67,8 @@ def test_extra_words_survive_a_limit() -> None:
         *("<|endoftext|>", "<|mask|>", "<unk>"),
         *("a", "b", "kamo", "zu"),
     }
+    # "a" is asked for twice: it must not leave an id without a token.
+    assert sorted(tokenizer.get_vocab().values()) == list(range(7))
     check_encodable(tokenizer, "zu a kamo b")
     with pytest.raises(ConfigError, match="max_words is 0"):
         build_word_tokenizer(TEXTS, max_words=0)
