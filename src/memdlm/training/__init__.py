@@ -1,0 +1,7 @@
+"""Training: outer step, Trainer subclass, metrics and guard. Imported lazily, it pulls in Trainer."""
+
+from memdlm.training.config import MemDLMConfig
+from memdlm.training.outer_step import OuterStep, StepPlan, plan_step
+from memdlm.training.trainer import MemDLMTrainer
+
+__all__ = ["MemDLMConfig", "MemDLMTrainer", "OuterStep", "StepPlan", "plan_step"]

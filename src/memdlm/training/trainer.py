@@ -1,0 +1,199 @@
+"""`MemDLMTrainer`: transformers' Trainer with the outer step as its loss, and nothing else changed.
+
+Every random draw of the method comes from a stream named by (seed, step, micro-batch, rank), so that
+memory on and off see the same batches and masks, and a resumed run continues exactly.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from memdlm.data.collation import Collator
+from memdlm.diffusion.states import CleanBatch
+from memdlm.errors import CheckpointError, ConfigError, DataError
+from memdlm.seeding import derive_seed
+from memdlm.training.config import MemDLMConfig
+from memdlm.training.guard import NonFiniteGuard
+from memdlm.training.metrics import StepMetrics
+from memdlm.training.outer_step import OuterStep, plan_step
+
+
+class MemDLMTrainer(Trainer):
+    """Train a masked diffusion language model, with or without parametric memory.
+
+    Works with full fine-tuning and PEFT adapters, gradient accumulation, gradient checkpointing,
+    bf16, evaluation and exact resume. The evaluation loss never uses a memory: one written from the
+    very labels it scores would not be comparable with anything.
+
+    Example:
+        >>> trainer = MemDLMTrainer(model, MemDLMConfig("runs/first"), train_dataset=rows,
+        ...                         processing_class=tokenizer, peft_config=LoraConfig(...))
+        >>> trainer.train()
+    """
+
+    # Each micro-batch's loss is a mean of its own; the Trainer divides by their number.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module,
+        args: MemDLMConfig | None = None,
+        *,
+        data_collator: Any = None,
+        processing_class: Any = None,
+        peft_config: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Prepare training of `model`.
+
+        Args:
+            model: A memdlm backbone, possibly a PEFT model around one.
+            args: Settings; the paper's by default.
+            data_collator: Gives `input_ids` and `labels` [B, L] (-100 on the prompt); padded as
+                `args.objective.padding` says by default.
+            processing_class: The tokenizer; supplies the pad and mask tokens the config lacks.
+            peft_config: Wraps `model` with a new PEFT adapter, as in TRL.
+            kwargs: As for `transformers.Trainer` (`train_dataset`, `eval_dataset`, `callbacks`...).
+
+        Raises:
+            ConfigError: If the memory's scope selects no module.
+            DataError: If neither model nor tokenizer has a mask or pad token.
+            UsageError: If `model` holds no memdlm backbone.
+        """
+        args = args or MemDLMConfig(output_dir="runs/memdlm")
+        if args.n_gpu > 1:
+            raise ConfigError(
+                f"{args.n_gpu} GPUs are visible to one process; launch with `accelerate launch` or "
+                "`torchrun --nproc-per-node`, or set CUDA_VISIBLE_DEVICES=0"
+            )
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, peft_config)
+        self.outer_step = OuterStep(model, args.memory)
+        self.mask_token_id = self._token_id("mask_token_id", processing_class)
+        if data_collator is None:
+            pad_token_id = self._token_id("pad_token_id", processing_class)
+            data_collator = Collator(pad_token_id, padding=args.objective.padding)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        self.model_accepts_loss_kwargs = False
+        self.guard = NonFiniteGuard()
+        self.add_callback(self.guard)
+        self.metrics = {"train": StepMetrics(), "eval": StepMetrics()}
+        self._micro_batch = (0, 0)
+        self._eval_batch = 0
+
+    def _token_id(self, name: str, tokenizer: Any) -> int:
+        for source in (self.outer_step.backbone.config, tokenizer):
+            value = getattr(source, name, None)
+            if value is not None:
+                return int(value)
+        raise DataError(
+            f"neither the model's config nor the tokenizer has a {name}; set model.config.{name}"
+        )
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train, or continue from a checkpoint.
+
+        Raises:
+            CheckpointError: If the checkpoint holds weights only, from which no run can continue.
+            NonFiniteError: If the loss becomes inf or nan.
+        """
+        if isinstance(resume_from_checkpoint, str | Path):
+            folder = Path(resume_from_checkpoint)
+            if not (folder / "optimizer.pt").exists():
+                raise CheckpointError(
+                    f"{folder}: no optimizer.pt, so the run cannot be continued; choose a "
+                    "checkpoint saved with save_only_model: false"
+                )
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Run forward and backward of one micro-batch, then take the memory off the model."""
+        try:
+            return super().training_step(model, *args, **kwargs)
+        finally:
+            self.outer_step.release()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Return the weighted MDLM loss of one batch, conditioned on its memory when training."""
+        batch = self._clean_batch(inputs)
+        device = inputs["input_ids"].device
+        config: MemDLMConfig = self.args
+        if model.training:
+            memory, indices = config.memory, (config.seed, *self._next_micro_batch())
+        else:
+            memory = replace(config.memory, enabled=False)
+            indices = (derive_seed(config.seed, "eval"), self._eval_batch, config.process_index)
+            self._eval_batch += 1
+        plan = plan_step(batch, config.objective, memory, self.mask_token_id, indices)
+        result = self.outer_step.forward(model, plan.to(device))
+        self.metrics["train" if model.training else "eval"].add(
+            result, int((~batch.padding).sum())
+        )
+        if model.training:
+            self.guard.watch(result)
+        return (result.loss, {"logits": result.logits}) if return_outputs else result.loss
+
+    def _next_micro_batch(self) -> tuple[int, int, int]:
+        """Return (step, micro-batch, rank), counting micro-batches within an optimizer step."""
+        step, count = self._micro_batch
+        count = count + 1 if step == self.state.global_step else 0
+        self._micro_batch = (self.state.global_step, count)
+        return (*self._micro_batch, self.args.process_index)
+
+    def _clean_batch(self, inputs: dict[str, Any]) -> CleanBatch:
+        host = inputs.get("host")
+        if isinstance(host, CleanBatch):
+            return host
+        # A collator that is not ours: fetch its labels from the device, at the price of one sync.
+        attention_mask = inputs.get("attention_mask")
+        padding = None if attention_mask is None else attention_mask.cpu() == 0
+        return CleanBatch.from_labels(inputs["input_ids"].cpu(), inputs["labels"].cpu(), padding)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Return the loss of one evaluation batch, without memory."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs)
+        return loss.detach(), None, None
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate on the same masks every time, and add the unweighted NLL."""
+        self._eval_batch = 0
+        self.metrics["eval"].pop()
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics.update(
+            {f"{prefix}_{name}": value for name, value in self.metrics["eval"].pop().items()}
+        )
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add this period's step metrics to a training log line."""
+        if "loss" in logs:
+            logs = {**logs, **self.metrics["train"].pop()}
+        super().log(logs, start_time)
