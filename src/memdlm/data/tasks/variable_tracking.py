@@ -1,6 +1,7 @@
 """Chains of names: each copies the next one, the last keeps a value; the chain is asked for."""
 
 import random
+from itertools import pairwise
 
 from memdlm.data.tasks.config import TaskConfig
 from memdlm.data.tasks.story import Story, draw_names, num_facts
@@ -15,9 +16,7 @@ def build(config: TaskConfig, length: int, rng: random.Random) -> Story:
     values = draw_values(rng, config.split, num_chains)
     chains = [names[i * hops : (i + 1) * hops] for i in range(num_chains)]
     facts = [
-        f"{name} copies {following} ."
-        for chain in chains
-        for name, following in zip(chain, chain[1:], strict=False)
+        f"{name} copies {following} ." for chain in chains for name, following in pairwise(chain)
     ]
     facts += [f"{chain[-1]} keeps {value} ." for chain, value in zip(chains, values, strict=True)]
     rng.shuffle(facts)

@@ -9,33 +9,38 @@ token mislead the later ones, which is the exposure bias the method is about.
 import random
 from collections.abc import Iterator
 
-NAMES = tuple(
-    "amber birch cedar clover coral daisy ember fern flint garnet ginger hazel heather holly indigo "
-    "iris ivory ivy jade jasper juniper laurel lemon lilac linden lotus maple marble mint moss "
-    "myrtle nettle oak olive onyx opal orchid pearl pepper pine plum poppy quartz reed robin rose "
-    "ruby rush saffron sage scarlet sienna silver sorrel spruce tansy teal thistle thyme topaz "
-    "tulip umber velvet violet walnut wheat willow wren yarrow zinnia".split()
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+NAMES = _words(
+    "amber birch cedar clover coral daisy ember fern flint garnet ginger hazel heather holly "
+    "indigo iris ivory ivy jade jasper juniper laurel lemon lilac linden lotus maple marble mint "
+    "moss myrtle nettle oak olive onyx opal orchid pearl pepper pine plum poppy quartz reed robin "
+    "rose ruby rush saffron sage scarlet sienna silver sorrel spruce tansy teal thistle thyme topaz "
+    "tulip umber velvet violet walnut wheat willow wren yarrow zinnia"
 )
 
 SYLLABLES = (
-    tuple("ba be bi bo bu da de di do du ka ke ki ko ku ta te ti to tu".split()),
-    tuple("la le li lo lu ma me mi mo mu na ne ni no nu ra re ri ro ru".split()),
-    tuple("fa fe fi fo fu sa se si so su va ve vi vo vu za ze zi zo zu".split()),
+    _words("ba be bi bo bu da de di do du ka ke ki ko ku ta te ti to tu"),
+    _words("la le li lo lu ma me mi mo mu na ne ni no nu ra re ri ro ru"),
+    _words("fa fe fi fo fu sa se si so su va ve vi vo vu za ze zi zo zu"),
 )
 """One alphabet per slot of a value."""
 
 VALUE_LENGTH = len(SYLLABLES)
 
 KEEP_VERBS = ("keeps", "guards", "hides")
-FUNCTION_WORDS = tuple(
-    ". : ? and is what does keep which word most often note copies joined entered where question answer "
-    "remember the who follow".split()
+FUNCTION_WORDS = _words(
+    ". : ? and is what does keep which word most often note copies joined entered where question "
+    "answer remember the who follow"
 )
 
-_ADJECTIVES = tuple("quiet old bright narrow wooden early distant warm grey gentle".split())
-_NOUNS = tuple("river road window garden market bridge cloud lantern field harbour".split())
-_ACTIONS = tuple("waited shone drifted turned slept changed faded rested moved grew".split())
-_MANNERS = tuple("slowly again today nearby softly later alone twice".split())
+_ADJECTIVES = _words("quiet old bright narrow wooden early distant warm grey gentle")
+_NOUNS = _words("river road window garden market bridge cloud lantern field harbour")
+_ACTIONS = _words("waited shone drifted turned slept changed faded rested moved grew")
+_MANNERS = _words("slowly again today nearby softly later alone twice")
 _LINKS = ("beside", "behind", "under")
 
 SHORTEST_FILLER = 4
