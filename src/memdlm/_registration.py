@@ -1,42 +1,70 @@
-"""Registers our families with transformers' Auto classes at the moment those are first imported.
+"""Makes transformers' Auto classes know our families, without importing either of them early.
 
-`AutoModelForMaskedLM.from_pretrained` must know our families after `import memdlm`, whichever of the
-two is imported first, and yet `import memdlm` must not itself take the seconds that importing
-transformers takes: `memdlm --help` answers at once. So if the Auto classes are not there yet, a
-finder waits for them.
+`AutoModelForMaskedLM.from_pretrained` must find our families after `import memdlm`, whichever of the
+two is imported first, and yet `import memdlm` must not take the seconds that importing transformers
+takes: `memdlm --help` answers at once. So only the model types are entered into transformers'
+registry; asking for one of them imports our backbones, which then register themselves fully. This
+file leans on that registry's private dict of extra entries, and is the only one that does.
 """
 
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import ItemsView, Sequence, ValuesView
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
-_CONFIGS = "transformers.models.auto.configuration_auto"
-_MODELS = "transformers.models.auto.modeling_auto"
+MODEL_TYPES = ("llada", "lladamoe")
+_REGISTRY = "transformers.models.auto.configuration_auto"
 
 
 def register_with_transformers() -> None:
-    """Register now if the Auto classes are loaded, else as soon as they are."""
-    if _CONFIGS in sys.modules:
-        importlib.import_module("memdlm.backbones")
+    """Enter our model types now if the registry is loaded, else as soon as it is."""
+    if _REGISTRY in sys.modules:
+        _enter(sys.modules[_REGISTRY])
     else:
         sys.meta_path.insert(0, _Finder())
+
+
+class _Families(dict[str, Any]):
+    """Extra registry entries, ours being resolved when first looked at."""
+
+    def _resolve(self) -> None:
+        if any(value is None for value in super().values()):
+            # Entries are replaced while this runs; a failure surfaces as its own ImportError.
+            importlib.import_module("memdlm.backbones")
+
+    def __getitem__(self, key: str) -> Any:
+        if super().__getitem__(key) is None:
+            self._resolve()
+        return super().__getitem__(key)
+
+    def values(self) -> ValuesView[Any]:  # type: ignore[override]
+        self._resolve()
+        return super().values()
+
+    def items(self) -> ItemsView[str, Any]:  # type: ignore[override]
+        self._resolve()
+        return super().items()
+
+
+def _enter(registry: ModuleType) -> None:
+    extra = registry.CONFIG_MAPPING._extra_content
+    registry.CONFIG_MAPPING._extra_content = _Families(
+        {**dict.fromkeys(MODEL_TYPES), **dict(extra)}
+    )
 
 
 class _Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in (_CONFIGS, _MODELS):
+        if fullname != _REGISTRY:
             return None
-        place = sys.meta_path.index(self)
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
-        if fullname == _CONFIGS:
-            sys.meta_path.insert(place, self)  # the models may still have to come
         if spec is not None and spec.loader is not None:
             spec.loader = _Loader(spec.loader)
         return spec
@@ -51,6 +79,4 @@ class _Loader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self.wrapped.exec_module(module)
-        if module.__name__ == _CONFIGS and _MODELS in sys.modules:
-            return  # the models are just being imported, and our families need them complete
-        importlib.import_module("memdlm.backbones")
+        _enter(module)

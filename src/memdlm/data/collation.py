@@ -9,26 +9,9 @@ from typing import Any
 
 import torch
 
-from memdlm.data.encoding import IGNORED_LABEL
+from memdlm.diffusion.objective import PADDINGS
+from memdlm.diffusion.states import IGNORED_LABEL, CleanBatch
 from memdlm.errors import ConfigError
-
-PADDING = ("supervised", "excluded", "excluded_inner")
-
-
-@dataclass(frozen=True)
-class HostBatch:
-    """What the trainer needs on the CPU to draw masks without waiting for the device.
-
-    Neither a mapping nor a sequence, and without a `.to`: accelerate and the Trainer move what they
-    recognise to the device and hand this on as it is.
-
-    Attributes:
-        labels: The batch's labels, [B, L] int64, on the CPU.
-        padding: True where there is no token, [B, L] bool, on the CPU.
-    """
-
-    labels: torch.Tensor
-    padding: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -36,7 +19,9 @@ class Collator:
     """Pad a list of {input_ids, labels} to the longest and return a batch.
 
     The batch is a dict: `input_ids` [B, L] int64; `labels` [B, L] int64, -100 on prompts;
-    `attention_mask` [B, L] int64, 1 on tokens, 0 on padding; `host`, a `HostBatch`.
+    `attention_mask` [B, L] int64, 1 on tokens, 0 on padding; `host`, the same batch as a
+    `CleanBatch`, which stays on the CPU: neither a mapping nor a sequence and without a `.to`, it
+    is handed on as it is, so that masks are drawn without waiting for the device.
 
     Attributes:
         pad_token_id: Fills `input_ids` on the right.
@@ -55,8 +40,8 @@ class Collator:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if self.padding not in PADDING:
-            raise ConfigError(f"padding is {self.padding!r}: choose one of {', '.join(PADDING)}")
+        if self.padding not in PADDINGS:
+            raise ConfigError(f"padding is {self.padding!r}: choose one of {', '.join(PADDINGS)}")
         if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:
             raise ConfigError(
                 f"pad_to_multiple_of is {self.pad_to_multiple_of}: use 1 or more, or null"
@@ -77,9 +62,9 @@ class Collator:
             input_ids[row, :end] = torch.as_tensor(feature["input_ids"], dtype=torch.int64)
             labels[row, :end] = torch.as_tensor(feature["labels"], dtype=torch.int64)
             attention_mask[row, :end] = 1
-        # A copy of the labels: on a CPU run the batch's own tensors are not moved, and writing to
-        # one must not change the other.
-        host = HostBatch(labels=labels.clone(), padding=attention_mask == 0)
+        # A copy: on a CPU run the batch's own tensors are not moved, and writing to one must not
+        # change the other.
+        host = CleanBatch.from_labels(input_ids.clone(), labels, attention_mask == 0)
         return {
             "input_ids": input_ids,
             "labels": labels,

@@ -8,6 +8,7 @@ without gradient, or not at all where the outer pass has already computed them. 
 L length, N supervised positions, b memories, K steps.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,9 @@ from memdlm.memory.losses import INNER_LOSSES, Prediction
 from memdlm.memory.trajectories import Trajectory
 from memdlm.memory.update import UpdateStats, sgd_step
 from memdlm.seeding import preserved_rng
+
+
+GradientObserver = Callable[[int, Mapping[str, torch.Tensor]], None]
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ def run_inner_loop(
     config: MemoryConfig,
     inputs: LayerInputs,
     anchor_hidden: torch.Tensor | None = None,
+    observe: GradientObserver | None = None,
 ) -> InnerStats:
     """Write `plan` into `fast`, in place; a memory that meets inf or nan is dropped.
 
@@ -133,6 +138,7 @@ def run_inner_loop(
         inputs: Attention mask and rotary embeddings of the batch.
         anchor_hidden: Hidden states [B, L, H] of the anchor before the first adapted layer, where
             the outer pass already has them.
+        observe: Called with every step's index and gradients by name, before clipping.
     """
     first = fast.placement.first_layer
     prefixes: dict[int, torch.Tensor] = {}
@@ -149,7 +155,7 @@ def run_inner_loop(
     alive = torch.ones(fast.num_rows, dtype=torch.bool, device=inputs.position_embeddings[0].device)
     losses, updates = [], []
     with preserved_rng(alive.device), fast.attached(lm.model), torch.enable_grad():
-        for step in plan.steps:
+        for index, step in enumerate(plan.steps):
             names = list(fast.tensors)
             for name in names:
                 fast.tensors[name] = fast.tensors[name].detach().requires_grad_()
@@ -160,13 +166,16 @@ def run_inner_loop(
             student = _predict(lm, prefix(step.source), inputs, first, step.supervision)
             tokens = loss_fn.compute(student, teacher, step.supervision.labels, config)
             weighted = tokens * step.supervision.coefficients
-            grads = torch.autograd.grad(
+            values = torch.autograd.grad(
                 weighted.sum(), [fast.tensors[name] for name in names], materialize_grads=True
             )
+            grads = dict(zip(names, values, strict=True))
+            if observe is not None:
+                observe(index, grads)
             losses.append(_per_memory(weighted.detach(), step.supervision, fast.num_rows))
             fast.tensors, stats = sgd_step(
                 fast.tensors,
-                dict(zip(names, grads, strict=True)),
+                grads,
                 learning_rate=config.learning_rate,
                 clip_norm=config.clip_norm,
                 clip_scope=config.clip_scope,

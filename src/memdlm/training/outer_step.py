@@ -22,7 +22,13 @@ from memdlm.diffusion.states import CleanBatch, State
 from memdlm.diffusion.supervision import Supervision
 from memdlm.memory.config import MemoryConfig
 from memdlm.memory.fast_weights import FastWeights
-from memdlm.memory.inner_loop import InnerPlan, InnerStats, plan_inner_loop, run_inner_loop
+from memdlm.memory.inner_loop import (
+    GradientObserver,
+    InnerPlan,
+    InnerStats,
+    plan_inner_loop,
+    run_inner_loop,
+)
 from memdlm.memory.parametric_memory import unwrap
 from memdlm.memory.placement import Placement, place
 from memdlm.memory.trajectories import Trajectory, TrajectoryRequest, build_trajectory
@@ -187,13 +193,15 @@ class OuterStep:
         model: nn.Module,
         plan: StepPlan,
         initial: dict[str, torch.Tensor] | None = None,
+        observe: GradientObserver | None = None,
     ) -> OuterResult:
         """Run the step of `plan` through `model` (the backbone, wrapped or not).
 
         Args:
             model: What to call; DDP, FSDP2 and PEFT wrappers see one ordinary forward.
             plan: On the model's device.
-            initial: Fast weights to start from in place of random ones, for tests.
+            initial: Fast weights to start from in place of random ones.
+            observe: Sees every inner gradient; see `run_inner_loop`.
         """
         self.release()
         fast: FastWeights | None = None
@@ -207,7 +215,7 @@ class OuterStep:
             def write_and_attach(hidden: torch.Tensor, inputs: LayerInputs) -> None:
                 nonlocal stats
                 stats = run_inner_loop(
-                    self.backbone, fast, inner_plan, self.memory, inputs, hidden
+                    self.backbone, fast, inner_plan, self.memory, inputs, hidden, observe
                 )
                 self._detach = fast.attach(self.backbone.model)
 

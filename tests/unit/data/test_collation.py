@@ -9,7 +9,8 @@ import torch
 from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 
-from memdlm.data.collation import Collator, HostBatch
+from memdlm.data.collation import Collator
+from memdlm.diffusion.states import CleanBatch
 from memdlm.errors import ConfigError
 
 FEATURES = [
@@ -29,7 +30,8 @@ def test_batch_is_right_padded(padding: str, label: int) -> None:
     assert batch["attention_mask"].tolist() == [[1] * 5, [1, 1, 0, 0, 0]]
     assert all(batch[k].dtype == torch.int64 for k in ("input_ids", "labels", "attention_mask"))
     host = batch["host"]
-    assert torch.equal(host.labels, batch["labels"])
+    assert torch.equal(host.clean, batch["input_ids"])
+    assert torch.equal(host.maskable, batch["labels"] != -100)
     assert host.padding.dtype == torch.bool
     assert torch.equal(host.padding, batch["attention_mask"] == 0)
 
@@ -46,15 +48,15 @@ def test_length_is_rounded_up(multiple: int | None, length: int) -> None:
     batch = Collator(0, pad_to_multiple_of=multiple)(FEATURES)
     for name in ("input_ids", "labels", "attention_mask"):
         assert batch[name].shape == (2, length)
-    assert batch["host"].labels.shape == batch["host"].padding.shape == (2, length)
+    assert batch["host"].clean.shape == batch["host"].padding.shape == (2, length)
 
 
 def test_writing_to_the_batch_leaves_the_host_part() -> None:
     batch = Collator(0)(FEATURES)
-    before = batch["host"].labels.clone()
-    batch["labels"].fill_(1)
+    before = batch["host"].clean.clone()
+    batch["input_ids"].fill_(1)
     batch["attention_mask"].zero_()
-    assert torch.equal(batch["host"].labels, before)
+    assert torch.equal(batch["host"].clean, before)
     assert batch["host"].padding.sum() == 3
 
 
@@ -64,7 +66,7 @@ def test_accelerate_moves_the_tensors_and_hands_on_the_host_part() -> None:
     moved = send_to_device(batch, torch.device("meta"))
     assert moved["labels"].device.type == moved["input_ids"].device.type == "meta"
     assert moved["host"] is batch["host"]
-    assert moved["host"].labels.device.type == moved["host"].padding.device.type == "cpu"
+    assert moved["host"].clean.device.type == moved["host"].padding.device.type == "cpu"
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -76,8 +78,8 @@ def test_host_part_comes_through_a_data_loader(num_workers: int) -> None:
         num_workers=num_workers,
     )
     [batch] = list(loader)
-    assert isinstance(batch["host"], HostBatch)
-    assert torch.equal(batch["host"].labels, batch["labels"])
+    assert isinstance(batch["host"], CleanBatch)
+    assert torch.equal(batch["host"].clean, batch["input_ids"])
     assert batch["host"].padding.tolist() == [[False] * 5 + [True] * 3, [False] * 2 + [True] * 6]
 
 
@@ -104,8 +106,8 @@ def test_trainer_and_accelerate_leave_the_host_part_on_the_cpu(
     monkeypatch.setattr(TrainingArguments, "device", torch.device("meta"))
     prepared = trainer._prepare_inputs(batch)
     assert prepared["labels"].device.type == "meta"
-    assert isinstance(prepared["host"], HostBatch)
-    assert prepared["host"].labels.device.type == "cpu"
+    assert isinstance(prepared["host"], CleanBatch)
+    assert prepared["host"].clean.device.type == "cpu"
 
 
 def test_collator_survives_pickling() -> None:

@@ -1,6 +1,7 @@
 """Ablation: Kullback-Leibler divergence between teacher and student, in either direction.
 
 The teacher is the same model with the current fast weights on the next state, without gradient.
+There is no T^2 factor at temperature T: the published code has none.
 """
 
 import torch
@@ -17,21 +18,21 @@ def _log_probabilities(prediction: Prediction, temperature: float) -> torch.Tens
 def forward_kl(
     student: Prediction, teacher: Prediction | None, labels: torch.Tensor, config: MemoryConfig
 ) -> torch.Tensor:
-    """Return T^2 KL(teacher || student) [N] at temperature T."""
+    """Return KL(teacher || student) [N] at temperature T."""
     assert teacher is not None
     p = _log_probabilities(teacher, config.temperature)
     q = _log_probabilities(student, config.temperature)
-    return config.temperature**2 * (p.exp() * (p - q)).sum(dim=-1)
+    return (p.exp() * (p - q)).sum(dim=-1)
 
 
 def reverse_kl(
     student: Prediction, teacher: Prediction | None, labels: torch.Tensor, config: MemoryConfig
 ) -> torch.Tensor:
-    """Return T^2 KL(student || teacher) [N] at temperature T."""
+    """Return KL(student || teacher) [N] at temperature T."""
     assert teacher is not None
     p = _log_probabilities(teacher, config.temperature)
     q = _log_probabilities(student, config.temperature)
-    return config.temperature**2 * (q.exp() * (q - p)).sum(dim=-1)
+    return (q.exp() * (q - p)).sum(dim=-1)
 
 
 FORWARD_KL = InnerLoss(forward_kl, needs_teacher=True)

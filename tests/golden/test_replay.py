@@ -1,0 +1,88 @@
+"""The golden fixtures hold, and a fixture that was tampered with does not."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import replay
+from safetensors.torch import load_file, save_file
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+CASES = [
+    (kind, folder)
+    for name in ("backbones", "inner", "schedule", "tables")
+    for kind, folder in replay.find_cases(FIXTURES / name)
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "folder"), CASES, ids=[str(folder.relative_to(FIXTURES)) for _, folder in CASES]
+)
+def test_case_holds(kind: str, folder: Path) -> None:
+    result = replay.replay_case(kind, folder)
+    assert result["status"] == "ok", result
+
+
+def test_all_kinds_are_present() -> None:
+    kinds = [kind for kind, _ in CASES]
+    assert kinds.count("inner") == 36
+    assert kinds.count("backbones") == 3
+    assert {"schedule", "tables"} < set(kinds)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "deviation"),
+    [
+        ("final.model.layers.3.mlp.experts.1.up_proj.B", "fast_weights"),
+        ("outer.grad.lm_head.weight", "gradient.outer"),
+        ("outer.logits", "logits"),
+        ("outer.loss", "loss.outer"),
+        ("step0.loss_mask", "count"),
+        ("step1.t", "coefficient"),
+    ],
+)
+def test_a_changed_inner_case_fails(tmp_path: Path, tensor: str, deviation: str) -> None:
+    source = FIXTURES / "inner" / "lladamoe"
+    shutil.copytree(source / "model", tmp_path / "model")
+    shutil.copytree(source / "pmc_distill_kl", tmp_path / "pmc_distill_kl")
+    path = tmp_path / "pmc_distill_kl" / "tensors.safetensors"
+    tensors = load_file(path)
+    values = tensors[tensor]
+    tensors[tensor] = ~values if values.dtype.is_floating_point is False else values * 1.01 + 0.01
+    save_file(tensors, path)
+    result = replay.replay_case("inner", tmp_path / "pmc_distill_kl")
+    assert result["status"] == "failed"
+    name = deviation.split(".")[0]
+    assert float(str(result[deviation])) > replay.TOLERANCES[name]
+
+
+def test_a_changed_schedule_fails(tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "schedule", tmp_path / "schedule")
+    path = tmp_path / "schedule" / "losses.safetensors"
+    tensors = load_file(path)
+    for key in ("inner_kl.uniform.token", "outer_grad.linear.scheduler.token.pad_none"):
+        tensors[key] = tensors[key] * 1.001
+    save_file(tensors, path)
+    result = replay.replay_case("schedule", tmp_path / "schedule")
+    assert result["status"] == "failed"
+    assert float(str(result["loss"])) > 1e-5
+    assert float(str(result["gradient"])) > 1e-5
+
+
+def test_an_unsupported_checkpoint_is_a_refusal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "llada"
+    shutil.copytree(FIXTURES / "backbones" / "llada", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "alibi": True}))
+    assert replay.main([str(folder)]) == 1  # nothing held, so this is no success
+    printed = capsys.readouterr().out
+    assert '"status": "refused"' in printed
+    assert "alibi=True is not supported" in printed
+
+
+def test_usage_error_names_the_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert replay.main(["/no/such/folder"]) == 2
+    assert "/no/such/folder" in capsys.readouterr().out
