@@ -1,0 +1,218 @@
+"""Loading: what fits loads whole, everything else is one line that says what to do."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from memdlm.backbones.loading import (
+    load_model,
+    load_tokenizer,
+    match_token_ids,
+    supported_architectures,
+)
+from memdlm.backbones.tiny import TINY_FAMILIES, TinySizes, build_tiny
+from memdlm.data.tokenizer import build_word_tokenizer
+from memdlm.errors import CheckpointError, ConfigError, DataError
+
+SIZES = TinySizes(width=16, num_layers=2, num_heads=2, mlp_width=16, num_experts=4, expert_width=8)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_word_tokenizer(["the cat sat on the mat"])
+
+
+@pytest.fixture(scope="module")
+def saved(tokenizer, tmp_path_factory) -> Path:
+    """A dense tiny model with its tokenizer."""
+    folder = tmp_path_factory.mktemp("saved")
+    build_tiny("llada", tokenizer, sizes=SIZES).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(saved, tmp_path) -> Path:
+    """A copy of `saved` to spoil."""
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    fields = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in fields.items() if value != "DROP"}))
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_a_saved_model_comes_back_whole_and_in_eval_mode(family, tokenizer, tmp_path) -> None:
+    model = build_tiny(family, tokenizer, sizes=SIZES).eval()
+    model.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    ids = torch.tensor([[3, 1, 4, 1]])
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    assert not loaded.training
+
+
+def test_dtype_and_device_are_honoured(saved) -> None:
+    model = load_model(saved, dtype="bfloat16", device="cpu")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    with pytest.raises(ConfigError, match="'int3' is not one of auto, float32"):
+        load_model(saved, dtype="int3")
+
+
+def test_code_named_by_a_checkpoint_is_neither_run_nor_needed(copy) -> None:
+    (copy / "modeling.py").write_text("raise SystemExit('executed')")
+    edit_config(copy, auto_map={"AutoModelForMaskedLM": "modeling.Model"})
+    assert type(load_model(copy)).__name__ == "LLaDAModelLM"
+
+
+def test_missing_and_unexpected_weights_are_listed(copy) -> None:
+    path = copy / "model.safetensors"
+    tensors = load_file(path)
+    tensors["surplus.weight"] = torch.zeros(2)
+    del tensors["model.transformer.blocks.1.q_proj.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError) as error:
+        load_model(copy)
+    text = str(error.value)
+    assert "missing: model.layers.1.self_attn.q_proj.weight" in text
+    assert "unexpected: surplus.weight" in text
+    assert "\n" not in text
+
+
+def test_weights_of_another_size_are_listed(copy) -> None:
+    edit_config(copy, mlp_hidden_size=32)
+    with pytest.raises(CheckpointError, match=r"of another size: .*mlp\.down_proj\.weight"):
+        load_model(copy)
+
+
+def test_a_damaged_file_is_one_line(copy) -> None:
+    (copy / "model.safetensors").write_bytes(b"not a tensor file")
+    with pytest.raises(CheckpointError, match="cannot load the model from") as error:
+        load_model(copy)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["./absent", "/absent/model", "a/b/c"])
+def test_a_missing_folder_is_not_looked_up_on_the_hub(name) -> None:
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(CheckpointError, match=f"no model folder at {name}: check the path"):
+            load(name)
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_an_unreachable_hub_is_one_line(load, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=r"cannot load the .* from nobody/nothing") as error:
+        load("nobody/nothing")
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_a_model_is_named(tmp_path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds no config\.json"):
+        load_model(tmp_path)
+    with pytest.raises(CheckpointError, match="cannot load the tokenizer from"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path) -> None:
+    path = tmp_path / "weights.bin"
+    path.touch()
+    with pytest.raises(CheckpointError, match="is a file: name the folder"):
+        load_model(path)
+
+
+def test_other_architectures_are_refused_with_the_supported_ones(copy) -> None:
+    edit_config(copy, architectures=["BertForMaskedLM"], model_type="bert")
+    with pytest.raises(CheckpointError, match="BertForMaskedLM; supported are") as error:
+        load_model(copy)
+    assert all(name in str(error.value) for name in supported_architectures())
+    assert {"LLaDAModelLM", "LLaDAMoEModelLM"} <= set(supported_architectures())
+
+
+def test_a_config_feature_that_is_not_implemented_is_refused(copy) -> None:
+    edit_config(copy, alibi=True)
+    with pytest.raises(CheckpointError, match="alibi=True is not supported"):
+        load_model(copy)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # inside PEFT
+def test_an_adapter_is_put_on_its_base_wherever_the_two_are_moved(saved, tmp_path) -> None:
+    model = get_peft_model(load_model(saved), LoraConfig(r=2, target_modules="all-linear"))
+    torch.nn.init.normal_(
+        model.base_model.model.model.layers[0].self_attn.q_proj.lora_B.default.weight
+    )
+    model.eval()
+    model.peft_config["default"].base_model_name_or_path = "../base"
+    model.save_pretrained(tmp_path / "adapter")
+    shutil.copytree(saved, tmp_path / "base")
+    ids = torch.tensor([[3, 1, 4]])
+    expected = model(ids).logits
+    assert not torch.equal(expected, load_model(saved)(ids).logits)
+    assert torch.equal(load_model(tmp_path / "adapter")(ids).logits, expected)
+    assert torch.equal(load_model(saved, adapter=tmp_path / "adapter")(ids).logits, expected)
+    assert load_tokenizer(tmp_path / "adapter").mask_token_id == 1
+
+
+def test_an_adapter_folder_without_adapter_is_refused(saved, tmp_path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds no adapter_config\.json"):
+        load_model(saved, adapter=tmp_path)
+
+
+def test_ids_the_config_lacks_come_from_the_tokenizer(copy, tokenizer) -> None:
+    edit_config(copy, mask_token_id=None, pad_token_id="DROP", eos_token_id="DROP")
+    config = load_model(copy, tokenizer=tokenizer).config
+    assert (config.mask_token_id, config.pad_token_id, config.eos_token_id) == (1, 0, 0)
+
+
+def test_ids_that_disagree_are_refused(copy, tokenizer) -> None:
+    edit_config(copy, mask_token_id=4)
+    with pytest.raises(CheckpointError, match="mask_token_id 4, the tokenizer says 1"):
+        load_model(copy, tokenizer=tokenizer)
+
+
+def test_one_of_several_end_tokens_agrees(saved, tokenizer) -> None:
+    config = load_model(saved).config
+    config.eos_token_id = [5, 0]
+    match_token_ids(config, tokenizer)
+    assert config.eos_token_id == [5, 0]
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(saved) -> None:
+    large = build_word_tokenizer([" ".join(f"w{i}" for i in range(50))])
+    with pytest.raises(CheckpointError, match="use the tokenizer that belongs to the model"):
+        load_model(saved, tokenizer=large)
+
+
+def test_the_published_mask_token_is_recognised(tokenizer, tmp_path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    edit_tokenizer(tmp_path)
+    assert load_tokenizer(tmp_path).mask_token == "<|mask|>"
+
+
+def test_a_tokenizer_without_mask_token_names_the_fix(tmp_path) -> None:
+    maskless = build_word_tokenizer(["a b"])
+    vocabulary = json.loads(maskless.backend_tokenizer.to_str())
+    vocabulary["model"]["vocab"]["other"] = vocabulary["model"]["vocab"].pop("<|mask|>")
+    vocabulary["added_tokens"] = [
+        token for token in vocabulary["added_tokens"] if token["content"] != "<|mask|>"
+    ]
+    maskless.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(vocabulary))
+    edit_tokenizer(tmp_path)
+    with pytest.raises(DataError, match=r'no mask token: set "mask_token" in its tokenizer_config'):
+        load_tokenizer(tmp_path)
+
+
+def edit_tokenizer(folder: Path) -> None:
+    """Take the mask token out of a tokenizer's settings, as published checkpoints have it."""
+    path = folder / "tokenizer_config.json"
+    fields = json.loads(path.read_text())
+    del fields["mask_token"]
+    fields.pop("added_tokens_decoder", None)
+    path.write_text(json.dumps(fields))
