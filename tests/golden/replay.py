@@ -2,10 +2,11 @@
 
     python tests/golden/replay.py DIR...
 
-Each DIR is a fixture folder or any folder above some: `backbones/<name>`, `inner/<backbone>/<case>`,
-`schedule`, `tables`. Prints one JSON line per case and a summary; exits 1 if a case deviates by more
-than the tolerance: logits 1e-4, losses 1e-5 relative, gradients and fast weights 1e-5 of the
-tensor's norm, counts exact. A checkpoint that the library refuses at load is reported as a refusal.
+Each DIR is a fixture folder or any folder above some: `backbones/<name>`,
+`inner/<backbone>/<case>`, `schedule`, `tables`. Prints one JSON line per case and a summary; exits 1
+if a case deviates by more than the tolerance: logits 1e-4, losses 1e-5 relative, gradients and fast
+weights 1e-5 of the tensor's norm, counts exact. A checkpoint that the library refuses at load is
+reported as a refusal.
 """
 
 import json
@@ -64,7 +65,9 @@ def replay_case(kind: str, folder: Path) -> dict[str, object]:
     except MemDLMError as error:
         return {"case": name, "status": "refused", "reason": str(error)}
     exceeded = {
-        key: value for key, value in deviations.items() if not value <= TOLERANCES[key.split(".")[0]]
+        key: value
+        for key, value in deviations.items()
+        if not value <= TOLERANCES[key.split(".")[0]]
     }
     status = "failed" if exceeded or not deviations else "ok"
     return {"case": name, "status": status, **deviations}

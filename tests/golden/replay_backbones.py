@@ -38,9 +38,7 @@ def replay(folder: Path) -> dict[str, float]:
         compare("logits", result.logits, outputs[f"{case}.logits"])
         compare("hidden", result.hidden_states[-1], outputs[f"{case}.last_hidden"])
         if f"{case}.hidden_states" in outputs:
-            compare(
-                "hidden", torch.stack(result.hidden_states), outputs[f"{case}.hidden_states"]
-            )
+            compare("hidden", torch.stack(result.hidden_states), outputs[f"{case}.hidden_states"])
         if f"{case}.router_logits" in outputs:
             golden = outputs[f"{case}.router_logits"]
             compare("routing", router_logits[0].view_as(golden), golden)

@@ -152,9 +152,7 @@ class Case:
         """Return the clean batch as the outer loop sees it."""
         ids, labels = self.tensors["batch.input_ids"], self.tensors["batch.labels"]
         batch = CleanBatch.from_labels(ids, labels, labels == self.meta["pad_token_id"])
-        return (
-            batch.without_padding() if self.settings["mem_pad_unmask_mode"] == "both" else batch
-        )
+        return batch.without_padding() if self.settings["mem_pad_unmask_mode"] == "both" else batch
 
     def anchor(self) -> State:
         """Return the outer state; one object per case, since identity matters."""
@@ -232,9 +230,7 @@ class Case:
             return int((ours != golden[:, 1:]).sum())
         return 0
 
-    def fast_weights(
-        self, prefix: str, like: dict[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
+    def fast_weights(self, prefix: str, like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the golden tensors `prefix.<module>.<factor>` under our names and shapes."""
         values = {name: tensor.clone() for name, tensor in like.items()}
         for key, tensor in self.tensors.items():

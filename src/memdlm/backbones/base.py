@@ -11,7 +11,7 @@ first that one does, inside the one ordinary forward that wrappers such as DDP, 
 Shapes: B batch, L length, P positions per row, H width, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,13 +58,13 @@ class DecoderLayer(GradientCheckpointingLayer):
         self,
         attention: nn.Module,
         mlp: nn.Module,
-        norms: tuple[nn.Module, nn.Module],
+        norms: Sequence[nn.Module],
         shared_expert: nn.Module | None = None,
     ) -> None:
         """Assemble a layer from its parts; `norms` come before attention and feed-forward."""
         super().__init__()
-        # Shared attention modules of transformers are causal unless told otherwise.
-        attention.is_causal = False
+        # Attention modules of transformers are causal unless told otherwise.
+        setattr(attention, "is_causal", False)  # noqa: B010 - nn.Module types hide plain attributes
         self.self_attn = attention
         self.mlp = mlp
         self.input_layernorm, self.post_attention_layernorm = norms
@@ -158,6 +158,7 @@ class DiffusionModel(DiffusionPreTrainedModel):
             attention_mask: [B, L] with 0 on keys to hide (padded queries still attend to the real
                 keys), or a prepared mask [B, 1, L, L]: bool (True = attend) or additive.
             position_ids: [B, L] int64; 0, 1, 2, ... when None.
+            inputs_embeds: [B, L, H] in place of `input_ids`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -286,6 +287,7 @@ class DiffusionMaskedLM(DiffusionPreTrainedModel):
             interlude: See `Interlude`.
             output_hidden_states: Also return embeddings and every layer's output.
             return_dict: False for a plain tuple.
+            **unknown: Arguments of other models; only None and False are tolerated.
 
         Returns:
             `MaskedLMOutput` with `logits` [B, L, V], [B, P, V] or [N, V].

@@ -4,6 +4,7 @@ Registers our families with the Auto classes and teaches `from_pretrained` and `
 official key names, so that official checkpoints go in and come out unchanged.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
@@ -21,12 +22,12 @@ from memdlm.errors import CheckpointError
 def register_family(
     config_class: type[PreTrainedConfig],
     model_class: type[PreTrainedModel],
-    layout: list[WeightConverter | WeightRenaming],
+    layout: Sequence[WeightConverter | WeightRenaming],
 ) -> None:
     """Make the Auto classes build `model_class`, reading and writing its official key names."""
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     AutoModelForMaskedLM.register(config_class, model_class, exist_ok=True)
-    register_checkpoint_conversion_mapping(config_class.model_type, layout, overwrite=True)
+    register_checkpoint_conversion_mapping(config_class.model_type, list(layout), overwrite=True)
 
 
 def renames(table: dict[str, str]) -> list[WeightRenaming]:
@@ -78,9 +79,7 @@ def refuse(config: PreTrainedConfig, supported: dict[str, tuple[Any, ...]]) -> N
             )
 
 
-def set_rotary(
-    config: PreTrainedConfig, theta: float, partial_factor: float | None = None
-) -> None:
+def set_rotary(config: PreTrainedConfig, theta: float, partial_factor: float | None = None) -> None:
     """Give transformers' rotary layers the settings that official configs keep under other names.
 
     Called after `PreTrainedConfig.__post_init__`, which would otherwise rewrite them.

@@ -42,13 +42,17 @@ class Experts(nn.Module):
 
     projections = ("gate_proj", "up_proj", "down_proj")
 
-    def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int, act: str) -> None:
+    def __init__(
+        self, num_experts: int, hidden_size: int, intermediate_size: int, act: str
+    ) -> None:
         """Allocate the weights of `num_experts` experts; initialisation is the model's."""
         super().__init__()
         self.num_experts = num_experts
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size
-        self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * intermediate_size, hidden_size))
+        self.gate_up_proj = nn.Parameter(
+            torch.empty(num_experts, 2 * intermediate_size, hidden_size)
+        )
         self.down_proj = nn.Parameter(torch.empty(num_experts, hidden_size, intermediate_size))
         self.act_fn = ACT2FN[act]
         self._deltas: Mapping[str, ExpertDelta] = {}

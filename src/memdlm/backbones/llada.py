@@ -1,10 +1,11 @@
 """LLaDA (dense): the architecture of LLaDA-8B-Base and -Instruct, official layout in and out.
 
 Pre-norm, RMSNorm, SiLU-gated MLP, full rotary embeddings, grouped-query attention, untied head,
-bidirectional. Source: the checkpoint's own modelling code, frozen in tests/fixtures/backbones/llada.
+bidirectional. Source: the checkpoint's own modelling code, frozen in
+tests/fixtures/backbones/llada.
 """
 
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedConfig
 from transformers.models.llama.modeling_llama import (
@@ -134,7 +135,8 @@ class LLaDAConfig(PreTrainedConfig):
         return super().from_dict(config_dict, **kwargs)
 
 
-def _build_layer(config: LLaDAConfig, index: int) -> DecoderLayer:
+# transformers' layers read fields by name; `Any`, since ours is no subclass of their config.
+def _build_layer(config: Any, index: int) -> DecoderLayer:
     norms = tuple(LlamaRMSNorm(config.d_model, eps=config.rms_norm_eps) for _ in range(2))
     return DecoderLayer(LlamaAttention(config, index), LlamaMLP(config), norms)
 
@@ -158,14 +160,14 @@ class LLaDAModelLM(DiffusionMaskedLM, LLaDAPreTrainedModel):
             config,
             _build_layer,
             LlamaRMSNorm(config.d_model, eps=config.rms_norm_eps),
-            LlamaRotaryEmbedding(config),
+            LlamaRotaryEmbedding(cast(Any, config)),
             padding_idx=None,  # the official embedding trains the pad token: it is end-of-text too
         )
         super().__init__(config, model)
 
 
-# Applied in this order when loading and backwards when saving: `ff_out` is the head at the top level
-# and the down projection inside a block.
+# Applied in this order when loading and backwards when saving: `ff_out` is the head at the top
+# level and the down projection inside a block.
 OFFICIAL_NAMES = {
     r"model\.transformer\.blocks\.": "model.layers.",
     r"model\.transformer\.wte\.": "model.embed_tokens.",

@@ -6,7 +6,7 @@ the config are ignored by the official code, and so here. Source: the checkpoint
 code, frozen in tests/fixtures/backbones/lladamoe.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -111,7 +111,6 @@ class LLaDAMoEConfig(PreTrainedConfig):
         return True
 
 
-
 class SparseBlock(nn.Module):
     """Router and routed experts of one layer."""
 
@@ -140,9 +139,9 @@ class SparseBlock(nn.Module):
         return self.experts(tokens, chosen, weights.to(hidden.dtype)).view_as(hidden)
 
 
-def _build_layer(config: LLaDAMoEConfig, index: int) -> DecoderLayer:
+# transformers' layers read fields by name; `Any`, since ours is no subclass of their config.
+def _build_layer(config: Any, index: int) -> DecoderLayer:
     norms = tuple(Glm4MoeRMSNorm(config.hidden_size, eps=config.rms_norm_eps) for _ in range(2))
-    assert config.moe_layer_freq is not None
     is_dense = config.moe_layer_freq[index] == 0
     shared = None
     if not is_dense and config.shared_expert_intermediate_size:
@@ -170,7 +169,7 @@ class LLaDAMoEModelLM(DiffusionMaskedLM, LLaDAMoEPreTrainedModel):
             config,
             _build_layer,
             Glm4MoeRMSNorm(config.hidden_size, eps=config.rms_norm_eps),
-            Glm4MoeRotaryEmbedding(config),
+            Glm4MoeRotaryEmbedding(cast(Any, config)),
             padding_idx=config.pad_token_id,  # as in the official code: pad is never trained
         )
         super().__init__(config, model)

@@ -1,4 +1,4 @@
-"""The masked diffusion process: schedule, corruption, supervision and objective. Imports torch only."""
+"""The masked diffusion process: schedule, corruption, supervision, objective. Needs torch only."""
 
 from memdlm.diffusion.corruption import corrupt, draw_time
 from memdlm.diffusion.objective import ObjectiveConfig, coefficients

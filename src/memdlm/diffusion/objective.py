@@ -112,7 +112,5 @@ def coefficients(
     elif normaliser == "reference_sequence":
         divisor = per_row.clamp(min=1) / rows
     else:
-        raise ConfigError(
-            f"normaliser: {normaliser!r} is not one of {', '.join(NORMALISERS)}"
-        )
+        raise ConfigError(f"normaliser: {normaliser!r} is not one of {', '.join(NORMALISERS)}")
     return supervised * (weights / divisor)[:, None]

@@ -1,4 +1,4 @@
-"""Every setting of the parametric memory, once. Defaults are the paper's (Table "hyperparameters")."""
+"""Every setting of the parametric memory, once. Defaults are the paper's hyperparameters."""
 
 import math
 from dataclasses import dataclass, field
@@ -161,9 +161,7 @@ class MemoryConfig:
         _check("num_epochs", self.num_epochs, self.num_epochs >= 1, "a whole number of at least 1")
         _check("alpha", self.alpha, 0 < self.alpha < math.inf, "a positive number")
         _check("temperature", self.temperature, 0 < self.temperature < math.inf, "positive")
-        _check(
-            "learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "positive"
-        )
+        _check("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "positive")
         _check("layer_fraction", self.layer_fraction, 0 < self.layer_fraction <= 1, "in (0, 1]")
         _check(
             "clip_norm",

@@ -3,9 +3,9 @@
     plan_inner_loop   on the host, before the step: states, supervised positions, coefficients
     run_inner_loop    on the device: suffix -> loss -> gradient of phi only -> clip -> SGD
 
-Only the layers from the first adapted one on are run per step; the layers below see each state once,
-without gradient, or not at all where the outer pass has already computed them. Shapes: B batch,
-L length, N supervised positions, b memories, K steps.
+Only the layers from the first adapted one on are run per step; the layers below see each state
+once, without gradient, or not at all where the outer pass has already computed them. Shapes:
+B batch, L length, N supervised positions, b memories, K steps.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +23,6 @@ from memdlm.memory.losses import INNER_LOSSES, Prediction
 from memdlm.memory.trajectories import Trajectory
 from memdlm.memory.update import UpdateStats, sgd_step
 from memdlm.seeding import preserved_rng
-
 
 GradientObserver = Callable[[int, Mapping[str, torch.Tensor]], None]
 
@@ -114,9 +113,7 @@ def plan_inner_loop(
             )
         )
     anchor = next((i for i, state in enumerate(states) if state is trajectory.anchor), None)
-    return InnerPlan(
-        tuple(state.ids for state in states), anchor, tuple(steps) * config.num_epochs
-    )
+    return InnerPlan(tuple(state.ids for state in states), anchor, tuple(steps) * config.num_epochs)
 
 
 def run_inner_loop(

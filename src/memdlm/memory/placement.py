@@ -59,7 +59,9 @@ def first_adapted_layer(num_layers: int, fraction: float) -> int:
         ConfigError: If the fraction is not in (0, 1].
     """
     if not 0 < fraction <= 1:
-        raise ConfigError(f"memory.layer_fraction: {fraction} is out of range; it must be in (0, 1]")
+        raise ConfigError(
+            f"memory.layer_fraction: {fraction} is out of range; it must be in (0, 1]"
+        )
     return int(num_layers * (1 - fraction))
 
 

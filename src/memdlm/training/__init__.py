@@ -1,4 +1,4 @@
-"""Training: outer step, Trainer subclass, metrics and guard. Imported lazily, it pulls in Trainer."""
+"""Training: outer step, Trainer subclass, metrics, guard. Import it late: it pulls in Trainer."""
 
 from memdlm.training.config import MemDLMConfig
 from memdlm.training.outer_step import OuterStep, StepPlan, plan_step

@@ -75,7 +75,7 @@ class MemDLMConfig(TrainingArguments):
         super().__post_init__()
         if self.label_smoothing_factor:
             raise ConfigError(
-                "label_smoothing_factor: the diffusion objective has no label smoothing; set it to 0"
+                "label_smoothing_factor: the diffusion objective has none; set it to 0"
             )
 
     def to_dict(self) -> dict[str, Any]:

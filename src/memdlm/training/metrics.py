@@ -38,7 +38,7 @@ class StepMetrics:
         if inner is None or result.fast_weights is None:
             return
         alive = inner.alive
-        share = 0.0
+        share = torch.zeros((), device=alive.device)
         for step, (loss, update) in enumerate(
             zip(inner.losses, inner.updates, strict=True), start=1
         ):

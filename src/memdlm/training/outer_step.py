@@ -132,9 +132,7 @@ def lay_out_step(
     )
     inner = None
     if trajectory is not None:
-        inner_batch = (
-            batch if objective.padding == "supervised" else batch.without_padding()
-        )
+        inner_batch = batch if objective.padding == "supervised" else batch.without_padding()
         inner = plan_inner_loop(trajectory, inner_batch, memory, objective)
         if trajectory.anchor is not anchor:
             inner = InnerPlan(inner.states, None, inner.steps)

@@ -1,12 +1,12 @@
 """`MemDLMTrainer`: transformers' Trainer with the outer step as its loss, and nothing else changed.
 
-Every random draw of the method comes from a stream named by (seed, step, micro-batch, rank), so that
-memory on and off see the same batches and masks, and a resumed run continues exactly.
+Every random draw of the method comes from a stream named by (seed, step, micro-batch, rank), so
+that memory on and off see the same batches and masks, and a resumed run continues exactly.
 """
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -103,7 +103,9 @@ class MemDLMTrainer(Trainer):
             f"neither the model's config nor the tokenizer has a {name}; set model.config.{name}"
         )
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(  # type: ignore[override]
+        self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
+    ) -> Any:
         """Train, or continue from a checkpoint.
 
         Raises:
@@ -136,18 +138,17 @@ class MemDLMTrainer(Trainer):
         """Return the weighted MDLM loss of one batch, conditioned on its memory when training."""
         batch = self._clean_batch(inputs)
         device = inputs["input_ids"].device
-        config: MemDLMConfig = self.args
+        config = cast(MemDLMConfig, self.args)
         if model.training:
-            memory, indices = config.memory, (config.seed, *self._next_micro_batch())
+            memory = config.memory
+            indices: tuple[int, ...] = (config.seed, *self._next_micro_batch())
         else:
             memory = replace(config.memory, enabled=False)
             indices = (derive_seed(config.seed, "eval"), self._eval_batch, config.process_index)
             self._eval_batch += 1
         plan = plan_step(batch, config.objective, memory, self.mask_token_id, indices)
         result = self.outer_step.forward(model, plan.to(device))
-        self.metrics["train" if model.training else "eval"].add(
-            result, int((~batch.padding).sum())
-        )
+        self.metrics["train" if model.training else "eval"].add(result, int((~batch.padding).sum()))
         if model.training:
             self.guard.watch(result)
         return (result.loss, {"logits": result.logits}) if return_outputs else result.loss
@@ -187,7 +188,7 @@ class MemDLMTrainer(Trainer):
         self.metrics["eval"].pop()
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
-        output.metrics.update(
+        cast(dict[str, float], output.metrics).update(
             {f"{prefix}_{name}": value for name, value in self.metrics["eval"].pop().items()}
         )
         return output
