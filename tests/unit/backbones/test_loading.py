@@ -149,7 +149,7 @@ def test_an_adapter_is_put_on_its_base_wherever_the_two_are_moved(saved, tmp_pat
     )
     model.eval()
     model.peft_config["default"].base_model_name_or_path = "../base"
-    model.save_pretrained(tmp_path / "adapter")
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     shutil.copytree(saved, tmp_path / "base")
     ids = torch.tensor([[3, 1, 4]])
     expected = model(ids).logits
