@@ -16,6 +16,13 @@ FIXTURES = Path(__file__).parent / "fixtures"
 VOCABULARY, PAD, MASK = 61, 59, 60
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Excuse the one warning that is PEFT's to mend: it reads an attribute transformers renamed."""
+    config.addinivalue_line(
+        "filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+    )
+
+
 def make_model(family: str = "llada", seed: int = 0, **overrides: Any) -> DiffusionMaskedLM:
     """Build a four-layer model with weights large enough that every part of it matters."""
     common = {

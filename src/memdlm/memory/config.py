@@ -156,9 +156,10 @@ class MemoryConfig:
             value = getattr(self, name)
             if value not in allowed:
                 raise ConfigError(f"memory.{name}: {value!r} is not one of {', '.join(allowed)}")
-        _check("rank", self.rank, self.rank >= 1, "a whole number of at least 1")
-        _check("num_steps", self.num_steps, self.num_steps >= 1, "a whole number of at least 1")
-        _check("num_epochs", self.num_epochs, self.num_epochs >= 1, "a whole number of at least 1")
+        for name in ("rank", "num_steps", "num_epochs"):
+            value = getattr(self, name)
+            is_valid = isinstance(value, int) and value >= 1
+            _check(name, value, is_valid, "a whole number of at least 1")
         _check("alpha", self.alpha, 0 < self.alpha < math.inf, "a positive number")
         _check("temperature", self.temperature, 0 < self.temperature < math.inf, "positive")
         _check("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "positive")

@@ -62,7 +62,8 @@ def first_adapted_layer(num_layers: int, fraction: float) -> int:
         raise ConfigError(
             f"memory.layer_fraction: {fraction} is out of range; it must be in (0, 1]"
         )
-    return int(num_layers * (1 - fraction))
+    # A fraction below the rounding of floats still means the last layer.
+    return min(int(num_layers * (1 - fraction)), num_layers - 1)
 
 
 def place(model: DiffusionModel, config: MemoryConfig) -> Placement:

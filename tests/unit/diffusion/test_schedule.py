@@ -41,5 +41,5 @@ def test_derivative_is_the_slope_of_alpha(name):
 
 
 def test_unknown_schedule_names_the_known_ones():
-    with pytest.raises(ConfigError, match="'sigmoid'.*linear, cosine"):
+    with pytest.raises(ConfigError, match=r"'sigmoid'.*linear, cosine"):
         get_schedule("sigmoid")

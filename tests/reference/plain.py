@@ -1,0 +1,217 @@
+"""The equations in float64, one row, one head and one expert at a time.
+
+Written from the paper and the description of the checkpoints, not from the library: it shares no
+function with it. Weights go by the library's names because they are the library's weights.
+Shapes: L length, H width, D head width, R rank.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+Weights = Mapping[str, torch.Tensor]
+
+
+def weights_of(model) -> dict[str, torch.Tensor]:
+    return {name: value.detach().double() for name, value in model.state_dict().items()}
+
+
+def rms_norm(x, weight, epsilon):
+    return weight * x / (x.square().mean(dim=-1, keepdim=True) + epsilon).sqrt()
+
+
+def silu(x):
+    return x / (1 + (-x).exp())
+
+
+def rotate(x, theta):
+    """Rotate x [L, D] by its positions, halves paired."""
+    length, width = x.shape
+    half = width // 2
+    out = torch.empty_like(x)
+    for pair in range(half):
+        angle = torch.arange(length, dtype=torch.float64) * theta ** (-2 * pair / width)
+        first, second = x[:, pair], x[:, pair + half]
+        out[:, pair] = first * angle.cos() - second * angle.sin()
+        out[:, pair + half] = second * angle.cos() + first * angle.sin()
+    return out
+
+
+class PlainModel:
+    """The network of one row, with that row's fast weights."""
+
+    def __init__(self, model) -> None:
+        self.weights = weights_of(model)
+        self.config = model.config
+        self.is_moe = hasattr(model.config, "num_experts")
+
+    def linear(self, x, weight, name, fast, scale, expert=None):
+        y = x @ weight.T
+
+        def pick(factor):
+            tensor = fast[f"{name}.{factor}"]
+            return tensor if expert is None else tensor[expert]
+
+        if f"{name}.A" in fast:
+            y = y + scale * (x @ pick("A").T) @ pick("B").T
+        elif f"{name}.delta" in fast:
+            y = y + x @ pick("delta").T
+        return y
+
+    def attention(self, x, layer, fast, scale):
+        config, weights = self.config, self.weights
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        width = config.hidden_size // heads
+        path = f"model.{layer}.self_attn"
+
+        def project(name):
+            weight = weights[f"{path}.{name}_proj.weight"]
+            return self.linear(x, weight, f"{layer}.self_attn.{name}_proj", fast, scale)
+
+        q, k, v = project("q"), project("k"), project("v")
+        mixed = []
+        for head in range(heads):
+            group = head * kv_heads // heads
+            query = q[:, head * width : (head + 1) * width]
+            key = k[:, group * width : (group + 1) * width]
+            value = v[:, group * width : (group + 1) * width]
+            if self.is_moe:
+                query = rms_norm(query, weights[f"{path}.q_norm.weight"], config.rms_norm_eps)
+                key = rms_norm(key, weights[f"{path}.k_norm.weight"], config.rms_norm_eps)
+            query, key = rotate(query, config.rope_theta), rotate(key, config.rope_theta)
+            scores = (query @ key.T / math.sqrt(width)).exp()
+            mixed.append(scores / scores.sum(dim=-1, keepdim=True) @ value)
+        mixed = torch.cat(mixed, dim=-1)
+        weight = weights[f"{path}.o_proj.weight"]
+        return self.linear(mixed, weight, f"{layer}.self_attn.o_proj", fast, scale)
+
+    def dense(self, x, layer, fast, scale):
+        def project(name, value):
+            weight = self.weights[f"model.{layer}.mlp.{name}_proj.weight"]
+            return self.linear(value, weight, f"{layer}.mlp.{name}_proj", fast, scale)
+
+        return project("down", silu(project("gate", x)) * project("up", x))
+
+    def experts(self, x, layer, fast, scale):
+        weights, path = self.weights, f"{layer}.mlp.experts"
+        both = weights[f"model.{path}.gate_up_proj"]
+        half = both.shape[1] // 2
+        out = []
+        for token in x:  # one token after the other
+            scores = (weights[f"model.{layer}.mlp.gate.weight"] @ token).exp()
+            scores = scores / scores.sum()
+            total = torch.zeros_like(token)
+            for expert in scores.argsort(descending=True)[: self.config.num_experts_per_tok]:
+                args = (fast, scale, expert)
+                one = token[None]
+                gate = self.linear(one, both[expert, :half], f"{path}.gate_proj", *args)
+                up = self.linear(one, both[expert, half:], f"{path}.up_proj", *args)
+                down = weights[f"model.{path}.down_proj"][expert]
+                inner = silu(gate) * up
+                total = total + scores[expert] * self.linear(
+                    inner, down, f"{path}.down_proj", *args
+                ).squeeze(0)
+            out.append(total)
+        return torch.stack(out)
+
+    def hidden(self, ids, fast=None, scale=1.0):
+        """Return the last hidden states [L, H] before the final norm."""
+        fast, epsilon = fast or {}, self.config.rms_norm_eps
+        x = self.weights["model.embed_tokens.weight"][ids]
+        for index in range(self.config.num_hidden_layers):
+            layer = f"layers.{index}"
+            norm = self.weights[f"model.{layer}.input_layernorm.weight"]
+            x = x + self.attention(rms_norm(x, norm, epsilon), layer, fast, scale)
+            norm = self.weights[f"model.{layer}.post_attention_layernorm.weight"]
+            feed_forward = self.experts if self.is_moe else self.dense
+            x = x + feed_forward(rms_norm(x, norm, epsilon), layer, fast, scale)
+        return x
+
+    def normed(self, ids, fast=None, scale=1.0):
+        norm = self.weights["model.norm.weight"]
+        return rms_norm(self.hidden(ids, fast, scale), norm, self.config.rms_norm_eps)
+
+    def log_probabilities(self, ids, fast=None, scale=1.0):
+        logits = self.normed(ids, fast, scale) @ self.weights["lm_head.weight"].T
+        return logits - logits.exp().sum(dim=-1, keepdim=True).log()
+
+
+def token_loss(model, loss, source, target, clean, position, fast, scale, cache):
+    """Return the inner loss of one position of one row; the teacher is constant."""
+    if "student" not in cache:
+        with torch.no_grad():
+            cache["teacher"] = model.log_probabilities(target, fast, scale)
+            cache["teacher_normed"] = model.normed(target, fast, scale)
+        cache["student"] = model.log_probabilities(source, fast, scale)
+        cache["student_normed"] = model.normed(source, fast, scale)
+    p, q = cache["teacher"][position], cache["student"][position]
+    theirs, ours = cache["teacher_normed"][position], cache["student_normed"][position]
+    if loss == "cross_entropy":
+        return -q[clean[position]]
+    if loss == "kl":
+        return sum(p[v].exp() * (p[v] - q[v]) for v in range(len(p)))
+    if loss == "reverse_kl":
+        return sum(q[v].exp() * (q[v] - p[v]) for v in range(len(p)))
+    if loss == "hidden_mse":
+        return (ours - theirs).square().sum() / len(ours)
+    return 1 - ours @ theirs / (ours.square().sum().sqrt() * theirs.square().sum().sqrt())
+
+
+def clip(grads: Mapping[str, torch.Tensor], limit: float | None, scope: str):
+    """Clip every matrix on its own (every expert's too), or all of one memory jointly."""
+    if limit is None:
+        return dict(grads)
+    if scope == "global":
+        norm = math.sqrt(sum(float(grad.square().sum()) for grad in grads.values()))
+        factor = limit / (norm + 1e-12) if norm > limit else 1.0
+        return {name: grad * factor for name, grad in grads.items()}
+    clipped = {}
+    for name, grad in grads.items():
+        matrices = grad.reshape(-1, *grad.shape[-2:]).clone()
+        for matrix in matrices:
+            norm = float(matrix.square().sum().sqrt())
+            if norm > limit:
+                matrix *= limit / (norm + 1e-12)
+        clipped[name] = matrices.view_as(grad)
+    return clipped
+
+
+def inner_loop(model, start, scale, steps, memory, num_epochs=1):
+    """Run one memory's inner loop over its rows.
+
+    Args:
+        model: A `PlainModel`.
+        start: phi_0 of this memory.
+        scale: alpha / rank.
+        steps: Per inner step a list of rows (source, target, clean, supervised positions, weight),
+            the weight already divided by its normaliser.
+        memory: `MemoryConfig`: loss, learning rate, clipping.
+        num_epochs: Passes over `steps`.
+
+    Returns:
+        phi_K, the loss of every step, and the gradients of every step before clipping.
+    """
+    fast, losses, history = {k: v.double() for k, v in start.items()}, [], []
+    for rows in list(steps) * num_epochs:
+        fast = {name: tensor.detach().requires_grad_() for name, tensor in fast.items()}
+        loss = torch.zeros((), dtype=torch.float64)
+        for source, target, clean, positions, weight in rows:
+            cache: dict[str, torch.Tensor] = {}
+            for position in positions:
+                loss = loss + weight * token_loss(
+                    model, memory.loss, source, target, clean, position, fast, scale, cache
+                )
+        if loss.requires_grad:
+            grads = torch.autograd.grad(loss, list(fast.values()), materialize_grads=True)
+        else:
+            grads = [torch.zeros_like(tensor) for tensor in fast.values()]
+        grads = dict(zip(fast, grads, strict=True))
+        losses.append(float(loss.detach()))
+        history.append(grads)
+        clipped = clip(grads, memory.clip_norm, memory.clip_scope)
+        fast = {
+            name: tensor.detach() - memory.learning_rate * clipped[name]
+            for name, tensor in fast.items()
+        }
+    return fast, losses, history
