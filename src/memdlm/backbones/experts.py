@@ -91,12 +91,26 @@ class Experts(nn.Module):
         ends = row_ends[num_rows - 1 :: num_rows].contiguous()
 
         inputs = hidden[token]  # [S, H]
-        gate, up = grouped_linear(inputs, self.gate_up_proj, ends).chunk(2, dim=-1)
-        gate = self._with_delta("gate_proj", gate, inputs, row_ends)
-        up = self._with_delta("up_proj", up, inputs, row_ends)
+        gate_up = grouped_linear(inputs, self.gate_up_proj, ends)  # [S, 2I]
+        if "gate_proj" in self._deltas or "up_proj" in self._deltas:
+            # Added before the split: elementwise kernels round differently on half of a tensor and
+            # on a whole one, and a delta of zero must not change a bit.
+            halves = [self._delta(name, inputs, row_ends) for name in ("gate_proj", "up_proj")]
+            gate_up = gate_up + torch.cat(
+                [
+                    gate_up.new_zeros(gate_up.shape[0], self.intermediate_size)
+                    if half is None
+                    else half
+                    for half in halves
+                ],
+                dim=-1,
+            )
+        gate, up = gate_up.chunk(2, dim=-1)
         inner = self.act_fn(gate) * up  # [S, I]
         outputs = grouped_linear(inner, self.down_proj, ends)
-        outputs = self._with_delta("down_proj", outputs, inner, row_ends)
+        extra = self._delta("down_proj", inner, row_ends)
+        if extra is not None:
+            outputs = outputs + extra
 
         outputs = outputs * weights.flatten()[order, None]
         # Back to token order and sum: unlike index_add_, this is deterministic on every device.
@@ -105,15 +119,15 @@ class Experts(nn.Module):
         )
         return outputs[inverse].view(num_tokens, top_k, -1).sum(dim=1).to(hidden.dtype)
 
-    def _with_delta(
-        self, name: str, outputs: torch.Tensor, inputs: torch.Tensor, row_ends: torch.Tensor
-    ) -> torch.Tensor:
+    def _delta(
+        self, name: str, inputs: torch.Tensor, row_ends: torch.Tensor
+    ) -> torch.Tensor | None:
         delta = self._deltas.get(name)
         if delta is None:
-            return outputs
+            return None
         if delta.num_rows * self.num_experts != row_ends.numel():
             raise ValueError("all fast weights of one layer must have the same number of rows")
-        return outputs + delta(inputs, row_ends)
+        return delta(inputs, row_ends)
 
     def extra_repr(self) -> str:
         """Show the sizes that the stacked weights hide."""

@@ -87,6 +87,7 @@ class ParametricMemory:
         """Whether there is something to attach."""
         return self.fast_weights is not None
 
+    @torch.inference_mode(False)  # a caller that decodes may be in it, and nothing could be learnt
     def write(
         self,
         input_ids: torch.Tensor,
@@ -119,7 +120,7 @@ class ParametricMemory:
         )
         config = replace(self.config, weighting=self.config.prompt_weighting)
         plan = plan_inner_loop(trajectory, batch, config, self.objective).to(device)
-        mask = None if attention_mask is None else attention_mask.to(device)
+        mask = None if attention_mask is None else attention_mask.to(device, copy=True)
         was_training = [module for module in self.backbone.modules() if module.training]
         self.backbone.eval()
         try:
@@ -136,15 +137,29 @@ class ParametricMemory:
     def attached(self) -> Iterator[None]:
         """Let every forward of the model within the block use the memory.
 
-        The batch must have as many rows as the memory has, unless it is shared by the batch.
-
         Raises:
-            UsageError: If nothing has been written.
+            UsageError: If nothing has been written; and, from a forward within the block, if its
+                batch has not as many rows as the memory (any number will do for a shared one).
         """
         if self.fast_weights is None:
             raise UsageError("the memory is empty; call write(input_ids) before attached()")
-        with self.fast_weights.attached(self.backbone.model):
-            yield
+        num_rows = self.fast_weights.num_rows
+
+        def check_rows(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            if num_rows not in (1, args[0].shape[0]):
+                raise UsageError(
+                    f"the memory was written from {num_rows} rows, but the batch has "
+                    f"{args[0].shape[0]}; write it from that batch, or set memory.sharing: batch"
+                )
+
+        # Deltas see flattened tokens and could not tell rows of another number apart.
+        first = self.backbone.model.layers[self.placement.first_layer]
+        handle = first.register_forward_pre_hook(check_rows)
+        try:
+            with self.fast_weights.attached(self.backbone.model):
+                yield
+        finally:
+            handle.remove()
 
     def erase(self) -> None:
         """Forget everything written."""
