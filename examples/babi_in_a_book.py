@@ -1,0 +1,176 @@
+"""Hide bAbI facts in a book, and score a model on finding them: retrieval from real text.
+
+    python examples/babi_in_a_book.py build --babi DIR --book FILE --output DIR
+    memdlm train recipes/tiny/babi_in_a_book.yaml --set data.train=DIR/train.jsonl ...
+    python examples/babi_in_a_book.py evaluate --model RUN --data DIR/test.jsonl --memory on
+
+Facts keep their order; sentences of the book fall between them at random. Training rows use bAbI's
+training stories and the first four fifths of the book, test rows bAbI's test stories and the rest,
+so neither a story nor a page is seen in both. bAbI: Weston et al., arXiv 1502.05698; the format of
+its files is `ID text` and `ID question<TAB>answer<TAB>supporting ids` (some copies have `|` for the
+tab), IDs restarting per story.
+"""
+
+import argparse
+import json
+import random
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from memdlm.errors import DataError, MemDLMError, UsageError
+from memdlm.seeding import derive_seed
+
+
+@dataclass(frozen=True)
+class Question:
+    """One bAbI question and the story up to it."""
+
+    facts: tuple[str, ...]
+    text: str
+    answer: str
+
+
+def read_babi(path: Path) -> Iterator[Question]:
+    """Yield every question of a bAbI file with the facts that precede it.
+
+    Raises:
+        DataError: The file cannot be read, or a line is not in bAbI's format.
+    """
+    facts: list[str] = []
+    for number, line in enumerate(_read(path).splitlines(), start=1):
+        match = re.fullmatch(r"(\d+) ([^\t|]+)(?:[\t|]([^\t|]+)[\t|][\d ]*)?", line)
+        if match is None:
+            raise DataError(f"{path} line {number}: not in bAbI's format `ID text`; check the file")
+        if match[1] == "1":
+            facts = []
+        if match[3] is None:
+            facts.append(words(match[2]))
+        else:
+            yield Question(tuple(facts), words(match[2]), words(match[3]))
+
+
+def words(text: str) -> str:
+    """Return `text` in lower case, words and marks separated by single spaces."""
+    return " ".join(re.findall(r"[a-z]+|[.?!,;:]", text.lower()))
+
+
+def read_book(path: Path) -> list[str]:
+    """Return the sentences of a plain-text book, 4 to 24 words each."""
+    text = re.sub(r"\s+", " ", _read(path))
+    sentences = [words(part) for part in re.split(r"(?<=[.?!])\s", text)]
+    return [sentence for sentence in sentences if 4 <= len(sentence.split()) <= 24]
+
+
+def hide(
+    question: Question, sentences: list[str], length: int, rng: random.Random
+) -> dict[str, str]:
+    """Return a row of about `length` words: facts in order, consecutive book sentences between."""
+    facts = list(question.facts)
+    tail = f"question : {question.text} answer :"
+    taken = sum(len(part.split()) for part in (*facts, tail, question.answer))
+    place = rng.randrange(len(sentences))
+    background: list[str] = []
+    while taken + len(sentences[place % len(sentences)].split()) <= length:
+        background.append(sentences[place % len(sentences)])
+        taken += len(background[-1].split())
+        place += 1
+    slots = sorted(rng.sample(range(len(facts) + len(background)), len(facts)))
+    fact_at = dict(zip(slots, facts, strict=True))
+    rest = iter(background)
+    text = [fact_at[i] if i in fact_at else next(rest) for i in range(len(facts) + len(background))]
+    return {"prompt": " ".join([*text, tail]), "completion": question.answer}
+
+
+def build(arguments: argparse.Namespace) -> None:
+    """Write train.jsonl and test.jsonl."""
+    output = Path(arguments.output)
+    if (output / "train.jsonl").exists() and not arguments.overwrite:
+        raise UsageError(f"{output} already holds a set; choose another --output or --overwrite")
+    sentences = read_book(Path(arguments.book))
+    cut = len(sentences) * 4 // 5
+    if cut < 1 or cut == len(sentences):
+        raise DataError(f"{arguments.book}: too few sentences to split; give a longer book")
+    parts = {"train": sentences[:cut], "test": sentences[cut:]}
+    output.mkdir(parents=True, exist_ok=True)
+    for split, background in parts.items():
+        files = sorted(Path(arguments.babi).glob(f"{arguments.task}_*_{split}.txt"))
+        if not files:
+            raise DataError(f"{arguments.babi}: no {arguments.task}_*_{split}.txt; check --babi")
+        copies = arguments.copies if split == "train" else 1
+        rows = []
+        for index, question in enumerate(read_babi(files[0])):
+            for copy in range(copies):
+                rng = random.Random(derive_seed(arguments.seed, f"babi/{split}", index, copy))
+                rows.append(hide(question, background, arguments.words, rng))
+        path = output / f"{split}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        print(f"{path}: {len(rows)} rows of up to {arguments.words} words")
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Print the share of exact answers as one JSON line."""
+    from memdlm.backbones.loading import load_model, load_tokenizer
+    from memdlm.data.readers import read_records
+    from memdlm.inference import generate
+    from memdlm.memory.config import MemoryConfig
+    from memdlm.sampling.config import SamplingConfig
+
+    rows = [record.values for record in read_records(arguments.data, arguments.limit)]
+    model, tokenizer = load_model(arguments.model), load_tokenizer(arguments.model)
+    longest = max(len(row["completion"].split()) for row in rows)
+    answers = generate(
+        model,
+        tokenizer,
+        [row["prompt"] for row in rows],
+        SamplingConfig(max_new_tokens=longest + 1),
+        MemoryConfig() if arguments.memory == "on" else None,
+        batch_size=50,
+    )
+    hits = [
+        words(answer.text) == row["completion"] for answer, row in zip(answers, rows, strict=True)
+    ]
+    figures = {"accuracy": sum(hits) / len(hits), "rows": len(hits), "memory": arguments.memory}
+    print(json.dumps({"model": arguments.model, **figures}))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({error}); check the path") from error
+
+
+def main() -> int:
+    """Run one of the two commands; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    make = commands.add_parser("build", help="write train.jsonl and test.jsonl")
+    make.add_argument("--babi", required=True, help="folder with bAbI's English task files")
+    make.add_argument("--book", required=True, help="a plain-text book, UTF-8")
+    make.add_argument("--output", required=True, help="folder to write to")
+    make.add_argument("--task", default="qa1", help="bAbI task (default: qa1)")
+    make.add_argument("--words", type=int, default=96, help="words per row (default: 96)")
+    make.add_argument("--copies", type=int, default=8, help="training rows per question")
+    make.add_argument("--seed", type=int, default=0)
+    make.add_argument("--overwrite", action="store_true")
+    make.set_defaults(run=build)
+    score = commands.add_parser("evaluate", help="score a model on a set")
+    score.add_argument("--model", required=True, help="model folder")
+    score.add_argument("--data", required=True, help="a test.jsonl")
+    score.add_argument("--memory", choices=("on", "off"), default="off")
+    score.add_argument("--limit", type=int, default=None, help="score only the first rows")
+    score.set_defaults(run=evaluate)
+    arguments = parser.parse_args()
+    try:
+        arguments.run(arguments)
+    except MemDLMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
