@@ -1,4 +1,4 @@
-"""One name keeps several values, in places far apart; all of them are asked for."""
+"""Names keep several values each, in places far apart; all values of one name are asked for."""
 
 import random
 
@@ -8,19 +8,23 @@ from memdlm.data.tasks.words import KEEP_VERBS, draw_values
 
 
 def build(config: TaskConfig, length: int, rng: random.Random) -> Story:
-    """Return a story in which the asked name keeps `num_values` values."""
-    count = num_facts(config, length, needed=config.num_values + 1)
-    others = draw_names(rng, count - config.num_values + 1)
-    asked = others.pop()
-    owners = others + [asked] * config.num_values
+    """Return a story in which each name keeps one value and later adds `num_values - 1` more."""
+    per_name = config.num_values
+    names = draw_names(rng, max(2, num_facts(config, length, needed=2 * per_name) // per_name))
+    owners = names * per_name
     rng.shuffle(owners)
-    values = draw_values(rng, config.split, count)
-    pairs = list(zip(owners, values, strict=True))
+    pairs = list(zip(owners, draw_values(rng, config.split, len(owners)), strict=True))
+    facts, met = [], set()
+    for owner, value in pairs:
+        verb = "adds" if owner in met else rng.choice(KEEP_VERBS)
+        facts.append(f"{owner} {verb} {value} .")
+        met.add(owner)
+    asked = rng.choice(names)
     answers = [value for owner, value in pairs if owner == asked]
     return Story(
-        facts=[f"{owner} {rng.choice(KEEP_VERBS)} {value} ." for owner, value in pairs],
+        facts=facts,
         question=f"question : what does {asked} keep ? answer : {asked} keeps",
-        completion=" and ".join(answers),
+        completion=f" and {asked} adds ".join(answers),
         answers=answers,
-        candidates=values,
+        candidates=[value for _, value in pairs],
     )

@@ -18,8 +18,8 @@ NAMES = _words(
     "amber birch cedar clover coral daisy ember fern flint garnet ginger hazel heather holly "
     "indigo iris ivory ivy jade jasper juniper laurel lemon lilac linden lotus maple marble mint "
     "moss myrtle nettle oak olive onyx opal orchid pearl pepper pine plum poppy quartz reed robin "
-    "rose ruby rush saffron sage scarlet sienna silver sorrel spruce tansy teal thistle thyme topaz "
-    "tulip umber velvet violet walnut wheat willow wren yarrow zinnia"
+    "rose ruby rush saffron sage scarlet sienna silver sorrel spruce tansy teal thistle thyme "
+    "topaz tulip umber velvet violet walnut wheat willow wren yarrow zinnia"
 )
 
 SYLLABLES = (
@@ -34,8 +34,13 @@ VALUE_LENGTH = len(SYLLABLES)
 KEEP_VERBS = ("keeps", "guards", "hides")
 FUNCTION_WORDS = _words(
     ". : ? and is what does keep which word most often note copies joined entered where question "
-    "answer remember the who follow"
+    "answer the follow adds"
 )
+
+PRETRAINING_VERBS = (*KEEP_VERBS, "adds", "entered", "is")
+"""Words that stand between a name and a value in the quickstart's pretraining texts."""
+PRETRAINING_LINKS = ("copies", "joined")
+"""Words that stand between two names there."""
 
 _ADJECTIVES = _words("quiet old bright narrow wooden early distant warm grey gentle")
 _NOUNS = _words("river road window garden market bridge cloud lantern field harbour")
