@@ -1,16 +1,20 @@
 """The pretraining: its texts, its determinism, and that its first stage learns to look left."""
 
+import json
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from memdlm.backbones.llada import LLaDAForMaskedLM
 from memdlm.backbones.tiny import TinySizes, build_tiny
 from memdlm.data.tasks import vocabulary
 from memdlm.data.tokenizer import build_word_tokenizer
 from memdlm.errors import ConfigError, DataError
+from memdlm.quickstart.make_start import build_start, make_start
 from memdlm.quickstart.pretraining import PretrainingConfig, num_steps, pretrain
 from memdlm.quickstart.pretraining_texts import collect_words, notes, pairs, sentences
 
@@ -105,3 +109,14 @@ def test_bad_settings_and_foreign_tokenizer_are_refused() -> None:
     tokenizer = build_word_tokenizer(["other words"])
     with pytest.raises(DataError, match="lacks"):
         collect_words(tokenizer)
+
+
+def test_start_is_written_and_loads_as_an_official_checkpoint(tmp_path: Path) -> None:
+    make_start(tmp_path, ONE_STEP_EACH)
+    model = LLaDAForMaskedLM.from_pretrained(tmp_path)
+    fresh, tokenizer = build_start()
+    assert model.config.rope_theta == fresh.config.rope_theta == 500_000.0
+    assert torch.equal(model.model.rotary_emb.inv_freq, fresh.model.rotary_emb.inv_freq)
+    assert model.config.mask_token_id == tokenizer.mask_token_id
+    record = json.loads((tmp_path / "pretraining.json").read_text())
+    assert record["log"][-1]["step"] == num_steps(ONE_STEP_EACH)
