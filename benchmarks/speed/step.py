@@ -220,6 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device(options.device)
     torch.set_num_threads(options.threads)
     console = Console(stderr=True)
+    where = environment(device)  # before anything runs: the checkout may move on meanwhile
     results = []
     for case, is_meta in suite(options):
         console.print(f"{'counting' if is_meta else 'measuring'} {title(case)}", style="dim")
@@ -229,7 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(line)
     record = {
         "benchmark": "speed/step",
-        **environment(device),
+        **where,
         "repeats": options.repeats,
         "results": results,
     }
