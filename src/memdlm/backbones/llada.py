@@ -167,7 +167,8 @@ class LLaDAModelLM(DiffusionMaskedLM, LLaDAPreTrainedModel):
 
 
 # Applied in this order when loading and backwards when saving: `ff_out` is the head at the top
-# level and the down projection inside a block.
+# level and the down projection inside a block. PEFT puts adapter keys through the same table, where
+# those we saved are native already, so a pattern must not match its own result.
 OFFICIAL_NAMES = {
     r"model\.transformer\.blocks\.": "model.layers.",
     r"model\.transformer\.wte\.": "model.embed_tokens.",
@@ -176,11 +177,11 @@ OFFICIAL_NAMES = {
     r"\.attn_norm\.": ".input_layernorm.",
     r"\.ff_norm\.": ".post_attention_layernorm.",
     r"\.attn_out\.": ".self_attn.o_proj.",
-    r"\.q_proj\.": ".self_attn.q_proj.",
-    r"\.k_proj\.": ".self_attn.k_proj.",
-    r"\.v_proj\.": ".self_attn.v_proj.",
+    r"(?<!self_attn)\.q_proj\.": ".self_attn.q_proj.",
+    r"(?<!self_attn)\.k_proj\.": ".self_attn.k_proj.",
+    r"(?<!self_attn)\.v_proj\.": ".self_attn.v_proj.",
     r"\.ff_proj\.": ".mlp.gate_proj.",
-    r"\.up_proj\.": ".mlp.up_proj.",
+    r"(?<!mlp)\.up_proj\.": ".mlp.up_proj.",
     r"\.ff_out\.": ".mlp.down_proj.",
 }
 LLaDAForMaskedLM = LLaDAModelLM

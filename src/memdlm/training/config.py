@@ -64,15 +64,21 @@ class MemDLMConfig(TrainingArguments):
             self.memory = MemoryConfig(**self.memory)
         if isinstance(self.objective, dict):
             self.objective = ObjectiveConfig(**self.objective)
-        if self.gradient_checkpointing:
-            kwargs = dict(self.gradient_checkpointing_kwargs or {})
+        # transformers 5.23 renamed these and warns about the old names, which most people know.
+        if self.activation_checkpointing is None:
+            self.activation_checkpointing = self.gradient_checkpointing
+        if self.activation_checkpointing_kwargs is None:
+            self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
+        super().__post_init__()
+        if self.activation_checkpointing:
+            given = self.activation_checkpointing_kwargs
+            kwargs: dict[str, Any] = dict(given) if isinstance(given, dict) else {}
             if kwargs.setdefault("use_reentrant", False):
                 raise ConfigError(
-                    "gradient_checkpointing_kwargs: use_reentrant=True cannot differentiate fast "
+                    "activation_checkpointing_kwargs: use_reentrant=True cannot differentiate fast "
                     "weights; use {'use_reentrant': False}"
                 )
-            self.gradient_checkpointing_kwargs = kwargs
-        super().__post_init__()
+            self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs = kwargs
         if self.label_smoothing_factor:
             raise ConfigError(
                 "label_smoothing_factor: the diffusion objective has none; set it to 0"

@@ -10,17 +10,22 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.utils.data import RandomSampler
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 
+from memdlm.backbones.base import DiffusionMaskedLM
+from memdlm.backbones.loading import load_model
 from memdlm.data.collation import Collator
 from memdlm.diffusion.states import CleanBatch
 from memdlm.errors import CheckpointError, ConfigError, DataError
-from memdlm.seeding import derive_seed
+from memdlm.seeding import derive_seed, preserved_rng
 from memdlm.training.config import MemDLMConfig
 from memdlm.training.guard import NonFiniteGuard
 from memdlm.training.metrics import StepMetrics
 from memdlm.training.outer_step import OuterStep, plan_step
+from memdlm.training.row_order import SeededOrder
 
 
 class MemDLMTrainer(Trainer):
@@ -91,7 +96,7 @@ class MemDLMTrainer(Trainer):
         self.guard = NonFiniteGuard()
         self.add_callback(self.guard)
         self.metrics = {"train": StepMetrics(), "eval": StepMetrics()}
-        self._micro_batch = (0, 0)
+        self._micro_batch = (-1, 0)
         self._eval_batch = 0
 
     def _token_id(self, name: str, tokenizer: Any) -> int:
@@ -112,6 +117,13 @@ class MemDLMTrainer(Trainer):
             CheckpointError: If the checkpoint holds weights only, from which no run can continue.
             NonFiniteError: If the loss becomes inf or nan.
         """
+        if resume_from_checkpoint is True:
+            output_dir = str(self.args.output_dir)
+            resume_from_checkpoint = get_last_checkpoint(output_dir)
+            if resume_from_checkpoint is None:
+                raise CheckpointError(
+                    f"{output_dir}: no checkpoint to resume from; start without resuming"
+                )
         if isinstance(resume_from_checkpoint, str | Path):
             folder = Path(resume_from_checkpoint)
             if not (folder / "optimizer.pt").exists():
@@ -119,7 +131,35 @@ class MemDLMTrainer(Trainer):
                     f"{folder}: no optimizer.pt, so the run cannot be continued; choose a "
                     "checkpoint saved with save_only_model: false"
                 )
+        self._micro_batch = (-1, 0)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        if model is None and isinstance(self.model, DiffusionMaskedLM):
+            self._load_official(resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if isinstance(self.model, DiffusionMaskedLM) and not is_sharded:
+            self._load_official(str(self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()
+
+    def _load_official(self, folder: str) -> None:
+        # transformers would look for native key names, find none and go on with what is there.
+        loaded = load_model(folder, dtype=self.model.dtype)
+        self.model.load_state_dict(loaded.state_dict())
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler | RandomSampler):
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            return SeededOrder(sampler, seed, lambda: int(self.state.epoch or 0))
+        return sampler
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run forward and backward of one micro-batch, then take the memory off the model."""
@@ -186,7 +226,9 @@ class MemDLMTrainer(Trainer):
         """Evaluate on the same masks every time, and add the unweighted NLL."""
         self._eval_batch = 0
         self.metrics["eval"].pop()
-        output = super().evaluation_loop(*args, **kwargs)
+        # A data loader takes its seed from the global generator, which dropout goes on with.
+        with preserved_rng(self.args.device):
+            output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         cast(dict[str, float], output.metrics).update(
             {f"{prefix}_{name}": value for name, value in self.metrics["eval"].pop().items()}

@@ -241,9 +241,7 @@ def test_write_under_a_peft_lora_adapts_beside_the_adapter(family, build_model):
     merged = ParametricMemory(model.merge_and_unload(), config)
     merged.write(ids, mask)
     for name, tensor in memory.fast_weights.tensors.items():
-        torch.testing.assert_close(
-            tensor, merged.fast_weights.tensors[name], rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(tensor, merged.fast_weights.tensors[name], rtol=1e-4, atol=1e-5)
 
 
 def test_one_memory_of_several_rows_refuses_another_batch_size(family, build_model):

@@ -1,0 +1,174 @@
+"""What a checkpoint holds, and that a run continued from one is the run that was not stopped."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file
+
+from memdlm import MemoryConfig
+from memdlm.backbones.loading import load_model
+from memdlm.errors import CheckpointError
+
+SMALL = {"rank": 3, "alpha": 6.0, "layer_fraction": 0.5}
+LORA = LoraConfig(r=4, lora_dropout=0.2, target_modules=["q_proj", "gate_proj", "up_proj"])
+VOLATILE = ("seconds", "runtime", "per_second", "flos")
+
+
+def history(trainer):
+    """Return the log without times."""
+    return [
+        {name: value for name, value in line.items() if not any(v in name for v in VOLATILE)}
+        for line in trainer.state.log_history
+        if "train_loss" not in line
+    ]
+
+
+def resume_and_compare(tmp_path, build, train, stop, last, **settings):
+    """Train to `last`, keeping step `stop`; then continue a fresh model from there."""
+    settings = {"save_strategy": "steps", "save_steps": stop, "max_steps": last, **settings}
+    whole = train(build(), **settings)
+    checkpoint = tmp_path / f"checkpoint-{stop}"
+    shutil.copytree(Path(whole.args.output_dir) / checkpoint.name, checkpoint)
+    torch.rand(7)  # another process has another past
+    resumed = train(build(seed=1), resume=str(checkpoint), **settings)
+    assert history(resumed) == history(whole)
+    expected = whole.model.state_dict()
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    return whole
+
+
+# Six batches per epoch: in the first epoch, in the second, and between the two.
+@pytest.mark.parametrize("stop", [2, 6, 8])
+@pytest.mark.parametrize("peft_config", [None, LORA])
+def test_resume_equals_the_uninterrupted_run(stop, peft_config, tmp_path, build_model, train):
+    def build(seed=0):
+        # PEFT's base weights are not in its checkpoint, so they are the same in both runs.
+        return build_model("llada", seed=0 if peft_config else seed, attention_dropout=0.1)
+
+    resume_and_compare(tmp_path, build, train, stop, stop + 3, peft_config=peft_config)
+
+
+@pytest.mark.parametrize("strategy", ["random", "sequential"])
+def test_resume_with_another_row_order(strategy, tmp_path, build_model, train):
+    def build(seed=0):
+        return build_model("llada_moe", seed=seed, attention_dropout=0.1)
+
+    settings = {"train_sampling_strategy": strategy, "gradient_accumulation_steps": 2}
+    resume_and_compare(tmp_path, build, train, 4, 6, **settings)
+
+
+def test_resume_with_evaluation_and_the_best_model(tmp_path, build_model, train, rows):
+    def build(seed=0):
+        return build_model("llada", seed=seed)
+
+    whole = resume_and_compare(
+        tmp_path,
+        build,
+        train,
+        2,
+        6,
+        eval_dataset=rows[:4],
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+        learning_rate=0.3,  # so that the last model is not the best one
+    )
+    best = load_model(whole.state.best_model_checkpoint)
+    for name, value in best.state_dict().items():
+        assert torch.equal(value, whole.model.state_dict()[name]), name
+    assert whole.state.best_global_step < 6
+
+
+def test_every_epoch_has_its_own_order_and_every_row_once(build_model, train, rows):
+    trainer = train(build_model("llada"), memory=MemoryConfig(enabled=False), max_steps=12)
+    epochs = []
+    for epoch in (0, 1):
+        batches = trainer.batches[6 * epoch : 6 * epoch + 6]
+        epochs.append(
+            [
+                tuple(row[~padding].tolist())
+                for batch in batches
+                for row, padding in zip(batch.clean, batch.padding, strict=True)
+            ]
+        )
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(tuple(r["input_ids"]) for r in rows)
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_full_checkpoint_has_the_official_keys_and_no_memory(
+    family, kind, tmp_path, build_model, train
+):
+    memory = MemoryConfig(kind=kind, **SMALL)
+    trainer = train(build_model(family), memory=memory, save_strategy="steps", save_steps=4)
+    checkpoint = Path(trainer.args.output_dir) / "checkpoint-4"
+    build_model(family).save_pretrained(tmp_path / "plain")
+    saved = load_file(checkpoint / "model.safetensors")
+    plain = load_file(tmp_path / "plain" / "model.safetensors")
+    assert saved.keys() == plain.keys()
+    assert {n: v.shape for n, v in saved.items()} == {n: v.shape for n, v in plain.items()}
+    optimizer = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    assert len(optimizer["state"]) == len(list(trainer.model.parameters()))
+    loaded = load_model(checkpoint)
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
+
+
+def test_an_adapter_checkpoint_has_the_adapters_keys_and_no_memory(family, build_model, train):
+    trainer = train(build_model(family), peft_config=LORA, save_strategy="steps", save_steps=4)
+    checkpoint = Path(trainer.args.output_dir) / "checkpoint-4"
+    assert not (checkpoint / "model.safetensors").exists()
+    saved = load_file(checkpoint / "adapter_model.safetensors")
+    expected = {
+        name.replace(".default", "")
+        for name, parameter in trainer.model.named_parameters()
+        if parameter.requires_grad
+    }
+    assert saved.keys() == expected
+    assert all(".lora_A." in name or ".lora_B." in name for name in saved)
+    again = PeftModel.from_pretrained(build_model(family), checkpoint).eval()
+    ids = torch.arange(8)[None]
+    assert torch.equal(again(ids).logits, trainer.model.eval()(ids).logits)
+
+
+@pytest.mark.parametrize("how", ["path", "true"])
+def test_weights_alone_cannot_be_resumed(how, build_model, train):
+    settings = {"save_strategy": "steps", "save_steps": 2, "save_only_model": True}
+    first = train(build_model("llada"), **settings)
+    folder = Path(first.args.output_dir) / "checkpoint-4"
+    with pytest.raises(CheckpointError, match=r"checkpoint-4.*save_only_model"):
+        train(build_model("llada"), resume=True if how == "true" else str(folder), **settings)
+
+
+def test_there_must_be_a_checkpoint_to_resume(tmp_path, build_model, train):
+    with pytest.raises(CheckpointError, match="no checkpoint to resume"):
+        train(build_model("llada"), resume=True)
+    with pytest.raises(CheckpointError, match="nowhere"):
+        train(build_model("llada"), resume=str(tmp_path / "nowhere"))
+
+
+def test_a_damaged_checkpoint_is_one_line(tmp_path, build_model, train):
+    first = train(build_model("llada"), save_strategy="steps", save_steps=4)
+    folder = Path(first.args.output_dir) / "checkpoint-4"
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CheckpointError) as caught:
+        train(build_model("llada"), resume=str(folder), max_steps=5)
+    assert "\n" not in str(caught.value)
+
+
+def test_resume_true_takes_the_last_checkpoint(build_model, train):
+    settings = {"save_strategy": "steps", "save_steps": 2}
+    train(build_model("llada"), max_steps=4, **settings)
+    resumed = train(build_model("llada", seed=1), max_steps=6, resume=True, **settings)
+    assert resumed.state.global_step == 6
+    assert len(resumed.batches) <= 4  # batches 5 and 6, and what the loader fetched ahead
+    state = json.loads(
+        (Path(resumed.args.output_dir) / "checkpoint-6" / "trainer_state.json").read_text()
+    )
+    assert [line["step"] for line in state["log_history"]] == [1, 2, 3, 4, 5, 6]
