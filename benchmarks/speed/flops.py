@@ -6,8 +6,7 @@ is a pair of batched products, so it is counted without naming a kernel; a fused
 pass recomputes one of them, which is not counted.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,17 +32,6 @@ def count_flops(run: Callable[[], object]) -> int:
     counter = FlopCounterMode(
         display=False, custom_mapping={torch.ops.aten._grouped_mm: grouped_mm_flops}
     )
-    with _autocast_is_off_on_meta(), counter:
+    with counter:
         run()
     return counter.get_total_flops()
-
-
-@contextmanager
-def _autocast_is_off_on_meta() -> Iterator[None]:
-    """Let `torch.is_autocast_enabled("meta")` say no: torch raises, since meta has no autocast."""
-    ask = torch.is_autocast_enabled
-    torch.is_autocast_enabled = lambda *device: device != ("meta",) and ask(*device)
-    try:
-        yield
-    finally:
-        torch.is_autocast_enabled = ask

@@ -151,9 +151,10 @@ def grouped_linear(inputs: torch.Tensor, weight: torch.Tensor, ends: torch.Tenso
     Returns:
         [S, out].
     """
-    if torch.is_autocast_enabled(inputs.device.type):
-        # Autocast does not know the grouped product.
-        dtype = torch.get_autocast_dtype(inputs.device.type)
+    device = inputs.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        # Autocast does not know the grouped product, nor the meta device.
+        dtype = torch.get_autocast_dtype(device)
         inputs, weight = inputs.to(dtype), weight.to(dtype)
     if inputs.dtype not in _GROUPED_DTYPES:
         return _looped_linear(inputs, weight, ends)
