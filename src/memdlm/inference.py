@@ -84,7 +84,7 @@ def generate(
     writer = None
     if memory is not None and memory.enabled:
         writer = ParametricMemory(model, replace(memory, sharing="sequence"), objective)
-    # All prompts are checked before any is decoded: the last must not cost the others their answers.
+    # All are checked before any is decoded: a bad last prompt must not cost the others theirs.
     encoded = [
         _encode(model, tokenizer, prompt, sampling, chat_template, number)
         for number, prompt in enumerate(prompts, start=1)

@@ -4,12 +4,14 @@ Reads the official layout through `AutoModelForMaskedLM`; nothing in a checkpoin
 weight must find its place: a partly loaded model trains and answers, only badly.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedConfig
 
@@ -23,6 +25,17 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 # Published tokenizers hold their mask token without saying that it is one.
 KNOWN_MASK_TOKENS = ("<|mdm_mask|>", "<|mask|>")
+
+# What transformers, PEFT and safetensors raise on files that are missing, damaged or foreign.
+_READING_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    UserWarning,
+    SafetensorError,
+)
 
 _TOKEN_IDS = ("mask_token_id", "pad_token_id", "eos_token_id")
 
@@ -167,7 +180,10 @@ def _with_adapter(model: DiffusionMaskedLM, adapter: str) -> nn.Module:
         raise CheckpointError(
             f"{adapter} holds no adapter_config.json: name the folder of a PEFT adapter"
         )
-    with _readable(adapter, "adapter"):
+    with _readable(adapter, "adapter"), warnings.catch_warnings():
+        # PEFT would go on with adapter weights left at their random start.
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        warnings.filterwarnings("ignore", category=FutureWarning)
         return PeftModel.from_pretrained(model, adapter)
 
 
@@ -199,11 +215,9 @@ def _check_exists(name: str) -> None:
 @contextmanager
 def _readable(name: str, what: str) -> Iterator[None]:
     """Turn whatever reading a checkpoint raises into one line; our own errors pass."""
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except _READING_ERRORS as error:
         where = "folder" if Path(name).is_dir() else "local folder or reachable hub model"
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(

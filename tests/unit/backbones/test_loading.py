@@ -159,6 +159,18 @@ def test_an_adapter_is_put_on_its_base_wherever_the_two_are_moved(saved, tmp_pat
     assert load_tokenizer(tmp_path / "adapter").mask_token_id == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # inside PEFT
+def test_an_adapter_that_lacks_weights_is_refused(saved, tmp_path) -> None:
+    model = get_peft_model(load_model(saved), LoraConfig(r=2, target_modules="all-linear"))
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(path)
+    del tensors[next(iter(tensors))]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="missing adapter keys"):
+        load_model(saved, adapter=tmp_path)
+
+
 def test_an_adapter_folder_without_adapter_is_refused(saved, tmp_path) -> None:
     with pytest.raises(CheckpointError, match=r"holds no adapter_config\.json"):
         load_model(saved, adapter=tmp_path)

@@ -1,0 +1,59 @@
+"""Turns exceptions into one line with the fix. Knows messages, imports nothing heavy."""
+
+import errno
+
+from memdlm.errors import MemDLMError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+# safetensors and torch report a full disk in words of their own.
+_FULL_TEXTS = (
+    "No space left on device",
+    "os error 28",
+    "PytorchStreamWriter failed writing",
+    "inline_container",
+)
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def describe_failure(error: BaseException) -> tuple[str, int]:
+    """Return the line to print for an error, and the exit code."""
+    if isinstance(error, MemDLMError):
+        return str(error), error.exit_code
+    if is_disk_full(error):
+        name = getattr(error, "filename", None)
+        where = f" while writing {name}" if name else ""
+        return f"the disk is full{where}: free some space and start again (train: --resume)", 1
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error)
+        place = f" {error.filename}" if error.filename else ""
+        fix = "check the rights, or choose another place"
+        if error.errno not in _DENIED:
+            fix = "check the path"
+        return f"cannot read or write{place} ({reason}): {fix}", 1
+    if _is_out_of_memory(error):
+        return (
+            "the device's memory is full: lower the batch size, data.max_length or "
+            "memory.layer_fraction, or set training.gradient_checkpointing: true",
+            1,
+        )
+    return (
+        f"unexpected {type(error).__name__}: {error}; run again with --debug and report it with "
+        "the output of `memdlm env`",
+        1,
+    )
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Tell whether an error, or one that it hides, says that there is no space left."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in _FULL:
+            return True
+        if any(text in str(seen) for text in _FULL_TEXTS):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)

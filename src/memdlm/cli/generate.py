@@ -1,0 +1,125 @@
+"""`memdlm generate`: answer prompts, each with a memory of its own or without one."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from memdlm.data.formatting import Message
+
+
+def generate(
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt; standard input if neither this nor --file.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Run folder, model or adapter folder, or hub name.")
+    ] = ...,  # type: ignore[assignment]
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", help="PEFT adapter to put on the model.")
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file",
+            help="A text file is one prompt; in .jsonl, .json and .parquet each row's `prompt` is.",
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            metavar="on|off",
+            help="Write a memory from each prompt. Default: as the run was trained; on without a "
+            "run folder.",
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", "-n", help="Length of the answer.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a setting of sampling, memory or objective, e.g. sampling.temperature=1.",
+        ),
+    ] = None,
+    chat_template: Annotated[
+        str, typer.Option(help="auto, or never for raw prompts as the paper evaluates.")
+    ] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of memory and sampling.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Prompts decoded together.")] = 8,
+    dtype: Annotated[str, typer.Option(help="Type of the weights: auto, float32, ...")] = "auto",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object per prompt and line.")
+    ] = False,
+) -> None:
+    """Answer a prompt, many prompts, or standard input."""
+    from memdlm.cli.quiet import silence_libraries
+    from memdlm.errors import UsageError
+
+    if memory not in (None, "on", "off"):
+        raise UsageError(f"--memory {memory}: write on or off")
+    prompts = read_prompts(prompt, file)
+    silence_libraries()
+
+    from memdlm.cli.generation_run import GenerationRequest, run_generation
+
+    run_generation(
+        GenerationRequest(
+            prompts=prompts,
+            model=model,
+            adapter=adapter,
+            memory=memory,
+            max_new_tokens=max_new_tokens,
+            assignments=tuple(assignments or ()),
+            chat_template=chat_template,
+            seed=seed,
+            batch_size=batch_size,
+            dtype=dtype,
+        ),
+        as_json=as_json,
+    )
+
+
+def read_prompts(prompt: str | None, file: Path | None) -> "list[str | list[Message]]":
+    """Return the prompts that the arguments or standard input give.
+
+    Raises:
+        UsageError: Both an argument and a file, or nothing at all.
+        DataError: The file cannot be read or a row has no prompt.
+    """
+    import sys
+
+    from memdlm.errors import UsageError
+
+    if prompt is not None and file is not None:
+        raise UsageError("give a prompt or --file, not both")
+    if prompt is not None:
+        return [prompt]
+    if file is not None:
+        return _read_file(file)
+    if sys.stdin.isatty():
+        raise UsageError('there is no prompt: write memdlm generate --model PATH "your prompt"')
+    return [sys.stdin.read().strip("\n")]
+
+
+def _read_file(file: Path) -> "list[str | list[Message]]":
+    from memdlm.data.readers import SUFFIXES, read_records
+    from memdlm.errors import DataError
+
+    if file.suffix.lower() not in SUFFIXES:
+        try:
+            return [file.read_text(encoding="utf-8").strip("\n")]
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise DataError(f"cannot read {file} ({reason}): check the path") from error
+    prompts: list[Any] = []
+    for record in read_records(str(file)):
+        value = record.values.get("prompt")
+        if not isinstance(value, str | list):
+            raise DataError(f"{record.where} has no `prompt` that is a text or a list of messages")
+        prompts.append(value)
+    return prompts

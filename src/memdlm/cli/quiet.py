@@ -1,0 +1,24 @@
+"""Silences the chatter of the libraries below, so that what the user reads is ours."""
+
+import logging
+import os
+import warnings
+
+
+def silence_libraries() -> None:
+    """Turn off progress bars, notices and warnings of transformers, datasets, PEFT and the hub.
+
+    What matters reaches the user as an error of ours. Call it before those libraries are imported.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.simplefilter("ignore")
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    for name in ("accelerate", "peft", "huggingface_hub", "torch"):
+        logging.getLogger(name).setLevel(logging.ERROR)

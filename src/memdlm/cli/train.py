@@ -1,0 +1,54 @@
+"""`memdlm train`: run a recipe."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML); see `memdlm recipe`.")
+    ],
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change one key, e.g. memory.enabled=false."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in the output folder.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in the output folder.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+) -> None:
+    """Train a model with or without parametric memory, as RECIPE says."""
+    from memdlm.errors import UsageError
+
+    if resume and overwrite:
+        raise UsageError(
+            "--resume and --overwrite exclude each other: continue a run or replace it"
+        )
+
+    from memdlm.cli.quiet import silence_libraries
+
+    silence_libraries()
+
+    from rich.console import Console
+
+    from memdlm.cli.recipe import load_recipe
+    from memdlm.cli.run_folder import RunFolder
+    from memdlm.cli.training_run import run_recipe
+
+    loaded = load_recipe(recipe, assignments or ())
+    folder = RunFolder(Path(loaded.output_dir or Path("runs") / recipe.stem).expanduser())
+    console = Console(stderr=True)
+    outcome = run_recipe(loaded, folder, console, resume=resume, overwrite=overwrite, quiet=quiet)
+    if outcome.num_steps == 0:
+        print(f"{folder.path} is already finished: {outcome.result}")
+        return
+    if outcome.eval_loss is not None:
+        print(f"eval loss (no memory): {outcome.eval_loss:.4f}")
+    print(f"{outcome.num_steps} steps; saved {outcome.result}")

@@ -1,0 +1,302 @@
+"""From a recipe to a trained model: data, network, Trainer, run folder.
+
+Everything that can be wrong with the input is found before the run folder appears.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
+
+from memdlm.backbones.loading import default_device, load_model, load_tokenizer
+from memdlm.backbones.tiny import build_tiny
+from memdlm.cli.progress import MetricsFile, TrainingProgress
+from memdlm.cli.recipe import Recipe, RecipeData, TinyConfig, differences, resolved
+from memdlm.cli.run_folder import BASE, CHECKPOINTS, METRICS, RECIPE, VERSIONS, RunFolder
+from memdlm.cli.settings import to_yaml
+from memdlm.cli.versions import collect_devices, collect_versions
+from memdlm.data.dataset import (
+    DataSplits,
+    check_context,
+    encode_rows,
+    load_dataset,
+    read_dialogues,
+)
+from memdlm.data.tasks import generate_examples, vocabulary
+from memdlm.data.tasks.config import Example, TaskConfig
+from memdlm.data.tokenizer import build_word_tokenizer
+from memdlm.errors import ConfigError, UsageError
+from memdlm.seeding import derive_seed, preserved_rng
+from memdlm.training.config import MemDLMConfig
+from memdlm.training.trainer import MemDLMTrainer
+
+Echo = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run ended with: where the result lies, steps taken, last loss without memory."""
+
+    result: Path
+    num_steps: int
+    eval_loss: float | None
+
+
+def run_recipe(
+    recipe: Recipe,
+    folder: RunFolder,
+    console: Console,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Outcome:
+    """Train what `recipe` says into `folder`, or continue it there.
+
+    Raises:
+        UsageError: The folder holds another run, or there is nothing to resume.
+        MemDLMError: Whatever is wrong with settings, data, checkpoint or the run itself.
+    """
+    plain = {**resolved(recipe), "output_dir": str(folder.path)}
+    if resume:
+        _check_same_run(folder, plain)
+        finished = folder.result()
+        if finished is not None:
+            return Outcome(finished, 0, None)
+        folder.remove_partial()
+    else:
+        folder.check_free(overwrite)
+    echo: Echo = (lambda line: None) if quiet else _printer(console)
+    tokenizer, splits = load_data(recipe, echo)
+    model = build_model(recipe, tokenizer)
+    check_context(recipe.data, model.config.max_position_embeddings)
+    progress = TrainingProgress(console, quiet)
+
+    def prepare(place: Path) -> MemDLMTrainer:
+        wrapped = add_adapter(model, recipe, folder.path / BASE)
+        arguments = training_arguments(recipe, place / CHECKPOINTS)
+        return build_trainer(wrapped, tokenizer, splits, arguments)
+
+    if resume:
+        trainer = prepare(folder.path)
+    else:
+        with folder.staged() as staging:
+            if recipe.tiny is not None and recipe.adapter.kind == "lora":
+                model.save_pretrained(staging / BASE)
+                tokenizer.save_pretrained(staging / BASE)
+            trainer = prepare(staging)
+            (staging / RECIPE).write_text(to_yaml(plain), encoding="utf-8")
+            versions = {**collect_versions(), **collect_devices()}
+            (staging / VERSIONS).write_text(json.dumps(versions, indent=2) + "\n", encoding="utf-8")
+        trainer.args.output_dir = str(folder.path / CHECKPOINTS)
+    trainer.add_callback(progress)
+    trainer.add_callback(MetricsFile(folder.path / METRICS))
+    try:
+        return _train(trainer, folder, recipe, folder.latest_checkpoint())
+    finally:
+        progress.stop()
+        folder.remove_partial()
+
+
+def _check_same_run(folder: RunFolder, plain: dict[str, Any]) -> None:
+    if not folder.is_run:
+        raise UsageError(f"{folder.path} holds no run to resume: leave out --resume to start one")
+    changed = differences(folder.recorded_recipe(), plain)
+    changed = [line for line in changed if not line.startswith("output_dir:")]
+    if changed:
+        raise UsageError(
+            f"{folder.path} was started with other settings ({'; '.join(changed[:3])}): resume "
+            "with the recipe it was started with, or choose another output_dir"
+        )
+
+
+def _train(
+    trainer: MemDLMTrainer, folder: RunFolder, recipe: Recipe, checkpoint: Path | None
+) -> Outcome:
+    """Train to the end, evaluate without memory, and write the result."""
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    state = trainer.state
+    eval_loss = None
+    if trainer.eval_dataset is not None:
+        evaluated = [log for log in state.log_history if "eval_loss" in log]
+        if not evaluated or evaluated[-1]["step"] != state.global_step:
+            trainer.evaluate()
+            evaluated = [log for log in state.log_history if "eval_loss" in log]
+        eval_loss = float(evaluated[-1]["eval_loss"])
+    name = "model" if recipe.adapter.kind == "none" else "adapter"
+    with folder.writing_result(name) as place:
+        trainer.save_model(str(place))
+        # A pickle of this process's settings; they are in recipe.yaml, which anyone can read.
+        (place / "training_args.bin").unlink(missing_ok=True)
+        if name == "adapter" and recipe.tiny is not None:
+            _name_base(place / "adapter_config.json", f"../{BASE}")
+    return Outcome(folder.path / name, state.global_step, eval_loss)
+
+
+def _name_base(config: Path, base: str) -> None:
+    """Let an adapter name its base by a relative path, so that a run folder can be moved."""
+    fields = json.loads(config.read_text(encoding="utf-8"))
+    fields["base_model_name_or_path"] = base
+    config.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def load_data(recipe: Recipe, echo: Echo) -> tuple[PreTrainedTokenizerBase, DataSplits]:
+    """Return the tokenizer and the encoded rows of a recipe."""
+    data = recipe.data
+    if data.tasks is None:
+        if recipe.model is not None:
+            tokenizer = load_tokenizer(recipe.model)
+        else:
+            assert recipe.tiny is not None
+            tokenizer = build_word_tokenizer(_texts(data), max_words=recipe.tiny.max_words)
+        return tokenizer, load_dataset(data, tokenizer, echo=echo)
+    train, held_out = _generate(data, data.tasks)
+    tokenizer = _task_tokenizer(recipe.model, recipe.tiny, train)
+    sets = [encode_rows(train, data, tokenizer, source="generated tasks", split="train")]
+    if held_out:
+        sets.append(encode_rows(held_out, data, tokenizer, source="generated tasks", split="eval"))
+    for encoded in sets:
+        echo(encoded.report.line())
+    return tokenizer, DataSplits(sets[0], sets[1] if held_out else None)
+
+
+def _generate(data: RecipeData, tasks: TaskConfig) -> tuple[list[Example], list[Example]]:
+    num_eval = data.num_eval_rows
+    if num_eval is None:
+        num_eval = ceil(data.test_fraction * tasks.num_examples)
+    train = generate_examples(tasks)[: data.num_rows]
+    if not num_eval:
+        return train, []
+    return train, generate_examples(replace(tasks, split="test", num_examples=num_eval))
+
+
+def _task_tokenizer(
+    model: str | None, tiny: TinyConfig | None, rows: list[Example]
+) -> PreTrainedTokenizerBase:
+    if model is not None:
+        return load_tokenizer(model)
+    assert tiny is not None
+    texts = (row[key] for row in rows for key in ("prompt", "completion"))
+    # Test values have the same words in other combinations; some may not occur in these rows.
+    return build_word_tokenizer(texts, extra_words=vocabulary(), max_words=tiny.max_words)
+
+
+def _texts(data: RecipeData) -> Iterable[str]:
+    """Yield every text a tiny network's tokenizer must know, held-out rows included."""
+    for source, limit in ((data.train, data.num_rows), (data.eval, data.num_eval_rows)):
+        if source is not None:
+            for dialogue in read_dialogues(source, data, limit):
+                yield dialogue.prompt
+                yield dialogue.response
+
+
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Return the network that a recipe starts from."""
+    if recipe.tiny is not None:
+        return build_tiny(recipe.tiny.family, tokenizer, recipe.seed, recipe.tiny.sizes)
+    assert recipe.model is not None
+    return load_model(recipe.model, dtype=recipe.dtype, tokenizer=tokenizer)
+
+
+def add_adapter(model: Any, recipe: Recipe, base: Path) -> nn.Module:
+    """Put the recipe's adapter on `model`; `base` is where a tiny network is kept.
+
+    Raises:
+        ConfigError: The targets name no module of the model.
+    """
+    adapter = recipe.adapter
+    if adapter.kind == "none":
+        wrapped: nn.Module = model
+        return wrapped
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=adapter.rank,
+        # PEFT calls it whole but only ever divides it.
+        lora_alpha=adapter.alpha,  # type: ignore[arg-type]
+        lora_dropout=adapter.dropout,
+        target_modules=adapter.target_modules
+        if isinstance(adapter.target_modules, str)
+        else list(adapter.target_modules),
+    )
+    with preserved_rng(torch.device("cpu")):
+        torch.manual_seed(derive_seed(recipe.seed, "adapter"))
+        try:
+            wrapped = get_peft_model(model, config)
+        except ValueError as error:
+            raise ConfigError(f"adapter.target_modules: {' '.join(str(error).split())}") from error
+    location = str(base.absolute()) if recipe.model is None else _location(recipe.model)
+    config.base_model_name_or_path = location
+    return wrapped
+
+
+def _location(model: str) -> str:
+    """Return a hub name as it is, and a path in a form that holds from any folder."""
+    return str(Path(model).expanduser().absolute()) if Path(model).exists() else model
+
+
+def training_arguments(recipe: Recipe, checkpoints: Path) -> MemDLMConfig:
+    """Return the Trainer's settings of a recipe.
+
+    Beside MemDLMConfig's defaults, a command-line run logs every 10 steps, keeps 2 checkpoints,
+    reports to nobody, and runs on the CPU where there is no accelerator.
+
+    Raises:
+        ConfigError: transformers refuses a setting or a combination.
+    """
+    on_cpu = default_device().type == "cpu"
+    values: dict[str, Any] = {
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": 10,
+        "save_total_limit": 2,
+        "use_cpu": on_cpu,
+        "dataloader_pin_memory": not on_cpu,
+    }
+    values |= recipe.training
+    try:
+        return MemDLMConfig(
+            output_dir=str(checkpoints),
+            seed=recipe.seed,
+            memory=recipe.memory,
+            objective=recipe.objective,
+            **values,
+        )
+    except (ValueError, TypeError, KeyError, ImportError) as error:
+        raise ConfigError(f"training: {' '.join(str(error).split())}") from error
+
+
+def build_trainer(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    splits: DataSplits,
+    arguments: MemDLMConfig,
+) -> MemDLMTrainer:
+    """Return a Trainer without transformers' own printing."""
+    try:
+        trainer = MemDLMTrainer(
+            model,
+            arguments,
+            train_dataset=splits.train,
+            eval_dataset=splits.eval,
+            processing_class=tokenizer,
+        )
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"training: {' '.join(str(error).split())}") from error
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    return trainer
+
+
+def _printer(console: Console) -> Echo:
+    def echo(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    return echo
