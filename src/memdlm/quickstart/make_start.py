@@ -1,9 +1,8 @@
 """Make the quickstart's starting checkpoint: `python -m memdlm.quickstart.make_start FOLDER`.
 
 Writes the model in LLaDA's official layout, its tokenizer, and `pretraining.json` (settings and
-log). Two heads of width 32 and a large rotary base leave enough slowly turning dimensions to match
-tokens over several hundred places; with four heads and base 10,000 matching was not learned in the
-same time (docs/log.md).
+log). Two heads of width 32 and a large rotary base leave many slowly turning dimensions, in which
+tokens can be matched over several hundred places.
 """
 
 import argparse

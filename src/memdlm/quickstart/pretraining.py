@@ -1,8 +1,9 @@
 """Teach a tiny network to look things up in its context, before any task.
 
-From random weights a tiny masked diffusion model stops at choosing among the values present: no
-head learns to look at its left neighbours, so nothing can be matched. Three measures end that, each
-necessary in our trials (docs/log.md):
+Trained on the tasks alone, a tiny masked diffusion model from random weights does not even choose
+among the values present: nothing tells a head to look at its left neighbours, so nothing can be
+matched. Three measures together end that (what each gave, and what was not tried apart:
+docs/log.md):
 
 - an auxiliary loss: linear read-outs of the first layer's hidden states predict the tokens one, two
   and three places to the left of every position, through the model's own embedding;
