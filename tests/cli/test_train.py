@@ -78,10 +78,15 @@ def test_on_a_pipe_progress_is_plain_lines(memdlm, recipe) -> None:
     assert result.out.splitlines()[1].startswith("4 steps; saved ")
 
 
-def test_a_second_process_gets_the_same_numbers_and_prints_nothing_else(recipe, tmp_path) -> None:
+def test_another_process_gets_the_same_numbers_and_prints_nothing_else(
+    recipe, tmp_path, trained
+) -> None:
     again = spawn("train", recipe, "--quiet")
     assert (again.code, again.err) == (0, "")
-    assert again.out.startswith("eval loss (no memory): ")
+    assert again.out.splitlines()[0].startswith("eval loss (no memory): ")
+    assert losses(tmp_path / "run") == losses(trained)
+    before, after = weights(trained), weights(tmp_path / "run")
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("adapter", ["none", "lora"])
@@ -244,6 +249,51 @@ def test_another_run_is_never_overwritten_by_accident(memdlm, tmp_path, rows_fil
     assert replaced.code == 0, replaced.err
     assert not read_yaml(run / "recipe.yaml")["memory"]["enabled"]
     assert entries(tmp_path) == ["run", "tiny.yaml"]
+
+
+def test_a_link_to_a_run_stays_a_link(memdlm, tmp_path, rows_file) -> None:
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "scratch")
+    recipe = write_recipe(tmp_path, rows_file, tmp_path / "run")
+    for options in ([], ["--overwrite"]):
+        assert memdlm("train", recipe, "-q", *options).code == 0
+    assert (tmp_path / "run").is_symlink()
+    assert entries(tmp_path) == ["run", "scratch", "tiny.yaml"]
+
+
+def test_several_processes_are_refused(memdlm, recipe, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "runs in one process" in memdlm("train", recipe).error_line(2)
+    assert entries(tmp_path) == ["tiny.yaml"]
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True},
+        {"gradient_checkpointing": True, "gradient_accumulation_steps": 2},
+        {"bf16": True},
+    ],
+    ids=["best", "checkpointing", "bf16"],
+)
+@pytest.mark.parametrize("family", ["llada", "llada_moe"])
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_settings_of_transformers_work_together(
+    memdlm, tmp_path, rows_file, training, family, adapter
+) -> None:
+    recipe = write_recipe(
+        tmp_path,
+        rows_file,
+        tmp_path / "run",
+        tiny={"family": family},
+        adapter={"kind": adapter, "rank": 2},
+        training=training,
+    )
+    result = memdlm("train", recipe, "-q")
+    assert result.code == 0, result.err
+    assert result.err == ""
+    answer = memdlm("generate", "--model", tmp_path / "run", "-n", "2", "ada hid the key")
+    assert answer.code == 0, answer.err
 
 
 def test_a_folder_of_other_things_is_left_alone(memdlm, tmp_path, rows_file) -> None:

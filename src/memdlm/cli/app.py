@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
+import memdlm
 from memdlm.cli.failures import describe_failure
 
 # Command -> the module in memdlm.cli that holds a function of the same name. Such a module is
@@ -77,9 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from memdlm import __version__
-
-        print(f"memdlm {__version__}")
+        print(f"memdlm {memdlm.__version__}")
         raise typer.Exit
 
 

@@ -87,31 +87,19 @@ class RunFolder:
 
         An old run is removed only then. If the block fails, nothing has changed.
         """
-        staging = self.path.with_name(f".{self.path.name}.partial-{os.getpid()}")
-        missing = [parent for parent in self.path.parents if not parent.exists()]
+        place = self.path.resolve()  # beside the folder itself, where the name is a link to it
+        staging = place.with_name(f".{place.name}.partial-{os.getpid()}")
+        missing = [parent for parent in place.parents if not parent.exists()]
         try:
             staging.mkdir(parents=True)
             yield staging
-            self._replace_by(staging)
+            _replace(place, staging)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             for parent in missing:
                 if parent.is_dir() and not any(parent.iterdir()):
                     parent.rmdir()
             raise
-
-    def _replace_by(self, staging: Path) -> None:
-        if not self.path.exists():
-            staging.rename(self.path)
-            return
-        old = self.path.with_name(f".{self.path.name}.old-{os.getpid()}")
-        self.path.rename(old)
-        try:
-            staging.rename(self.path)
-        except BaseException:
-            old.rename(self.path)
-            raise
-        shutil.rmtree(old)
 
     def latest_checkpoint(self) -> Path | None:
         """Return the newest whole checkpoint; None if there is none."""
@@ -141,6 +129,21 @@ class RunFolder:
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
+
+
+def _replace(place: Path, staging: Path) -> None:
+    """Put `staging` where `place` is or may be; on failure `place` is as before."""
+    if not place.exists():
+        staging.rename(place)
+        return
+    old = place.with_name(f".{place.name}.old-{os.getpid()}")
+    place.rename(old)
+    try:
+        staging.rename(place)
+    except BaseException:
+        old.rename(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _step(checkpoint: Path) -> int:

@@ -4,6 +4,7 @@ Everything that can be wrong with the input is found before the run folder appea
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from math import ceil
@@ -64,6 +65,11 @@ def run_recipe(
         UsageError: The folder holds another run, or there is nothing to resume.
         MemDLMError: Whatever is wrong with settings, data, checkpoint or the run itself.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "memdlm train runs in one process: for several, call MemDLMTrainer from a script of "
+            "your own and launch that"
+        )
     plain = {**resolved(recipe), "output_dir": str(folder.path)}
     if resume:
         _check_same_run(folder, plain)
