@@ -95,6 +95,7 @@ def raises(error: BaseException):
             1,
             "/r (Permission denied): check the rights",
         ),
+        (ImportError("No module named 'x'"), 1, "a package is missing (No module named 'x')"),
         (MemoryError(), 1, "the device's memory is full"),
         (ZeroDivisionError("a\nb"), 1, "unexpected ZeroDivisionError: a b; run again with --debug"),
     ],

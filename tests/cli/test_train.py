@@ -192,6 +192,8 @@ def test_bad_rows_are_named_and_leave_nothing(memdlm, tmp_path, text, message) -
         ("data.max_length=65", 2, "exceeds the model's context of 64 tokens"),
         ("memory.rnak=3", 2, "did you mean memory.rank?"),
         ("training.lr_scheduler_type=bogus", 2, "training: "),
+        ("training.report_to=nobody", 2, "training: nobody is not supported"),
+        ("training={bf16: true, fp16: true}", 2, "training: At most one of fp16 and bf16"),
         ("training.label_smoothing_factor=0.1", 2, "label_smoothing_factor"),
         ("tiny=null", 2, "give exactly one of model"),
         ("{tiny: null}", 2, "write --set key=value"),

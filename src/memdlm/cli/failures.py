@@ -30,6 +30,8 @@ def describe_failure(error: BaseException) -> tuple[str, int]:
         if error.errno not in _DENIED:
             fix = "check the path"
         return f"cannot read or write{place} ({reason}): {fix}", 1
+    if isinstance(error, ImportError):
+        return f"a package is missing ({error}): install it, or leave out the setting", 1
     if _is_out_of_memory(error):
         return (
             "the device's memory is full: lower the batch size, data.max_length or "

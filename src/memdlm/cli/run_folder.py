@@ -115,7 +115,8 @@ class RunFolder:
             shutil.rmtree(path, ignore_errors=True)
 
     def _checkpoints(self) -> list[Path]:
-        return [path for path in (self.path / CHECKPOINTS).glob("checkpoint-*") if path.is_dir()]
+        found = (self.path / CHECKPOINTS).glob("checkpoint-*")
+        return [path for path in found if path.is_dir() and path.name.rpartition("-")[2].isdigit()]
 
     @contextmanager
     def writing_result(self, name: str) -> Iterator[Path]:

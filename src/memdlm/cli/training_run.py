@@ -294,7 +294,9 @@ def build_trainer(
             eval_dataset=splits.eval,
             processing_class=tokenizer,
         )
-    except (ValueError, ImportError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, ImportError, RuntimeError) as error:  # a logger that is not installed, ...
         raise ConfigError(f"training: {' '.join(str(error).split())}") from error
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
