@@ -174,6 +174,7 @@ def _load_base(name: str, dtype: torch.dtype | str) -> DiffusionMaskedLM:
 
 def _with_adapter(model: DiffusionMaskedLM, adapter: str) -> nn.Module:
     from peft import PeftModel
+    from peft.utils import load_peft_weights
 
     _check_exists(adapter)
     if Path(adapter).is_dir() and not (Path(adapter) / "adapter_config.json").is_file():
@@ -184,7 +185,16 @@ def _with_adapter(model: DiffusionMaskedLM, adapter: str) -> nn.Module:
         # PEFT would go on with adapter weights left at their random start.
         warnings.filterwarnings("error", message="Found missing adapter keys")
         warnings.filterwarnings("ignore", category=FutureWarning)
-        return PeftModel.from_pretrained(model, adapter)
+        adapted = PeftModel.from_pretrained(model, adapter)
+        # Nor does it mind weights for layers that the model has under another name, or fused.
+        given = sum("lora_" in name for name in load_peft_weights(adapter, device="cpu"))
+        placed = sum("lora_" in name for name in adapted.state_dict())
+    if given > placed:
+        raise CheckpointError(
+            f"{adapter}: {given - placed} of its {given} LoRA weights have no place in "
+            f"{type(model).__name__}; use an adapter trained with memdlm"
+        )
+    return adapted
 
 
 def _base_of_adapter(folder: Path) -> str:

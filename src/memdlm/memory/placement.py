@@ -109,7 +109,7 @@ def _sites(module: nn.Module, path: str) -> Iterator[Site]:
         for projection in module.projections:
             out_features, in_features = module.projection_shape(projection)
             yield Site(
-                f"{path}.{projection}",
+                f"{path.replace('.base_layer', '')}.{projection}",  # as if no adapter were around
                 path,
                 projection,
                 module.num_experts,

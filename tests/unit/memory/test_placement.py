@@ -4,7 +4,7 @@ from peft import LoraConfig, get_peft_model
 
 from memdlm.errors import ConfigError, UsageError
 from memdlm.memory.config import MemoryConfig
-from memdlm.memory.parametric_memory import unwrap
+from memdlm.memory.parametric_memory import ParametricMemory, unwrap
 from memdlm.memory.placement import first_adapted_layer, place
 
 
@@ -88,6 +88,24 @@ def test_an_outer_lora_is_walked_around(build_model):
     before = names(model, scope="ffn_attention")
     wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["up_proj", "q_proj"]))
     assert names(unwrap(wrapped), scope="ffn_attention") == before
+
+
+def test_an_outer_lora_on_the_experts_themselves_is_walked_around(build_model):
+    model = build_model("llada_moe")
+    before = names(model)
+    targets = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    wrapped = get_peft_model(
+        model, LoraConfig(r=2, target_parameters=targets, init_lora_weights=False)
+    )
+    assert names(unwrap(wrapped)) == before
+    ids = torch.arange(20).view(2, 10)
+    memory = ParametricMemory(wrapped, MemoryConfig(rank=3))
+    losses = memory.write(ids).losses
+    plain = wrapped(ids).logits
+    with memory.attached():
+        assert not torch.equal(wrapped(ids).logits, plain)
+    merged = ParametricMemory(wrapped.merge_and_unload(), MemoryConfig(rank=3))
+    torch.testing.assert_close(merged.write(ids).losses, losses, rtol=1e-5, atol=1e-6)
 
 
 def test_a_model_without_our_backbone_is_refused():
