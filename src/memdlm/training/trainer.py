@@ -138,21 +138,16 @@ class MemDLMTrainer(Trainer):
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         if model is None and isinstance(self.model, DiffusionMaskedLM):
-            self._load_official(resume_from_checkpoint)
+            _load_official(self.model, resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
         is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         if isinstance(self.model, DiffusionMaskedLM) and not is_sharded:
-            self._load_official(str(self.state.best_model_checkpoint))
+            _load_official(self.model, str(self.state.best_model_checkpoint))
         else:
             super()._load_best_model()
-
-    def _load_official(self, folder: str) -> None:
-        # transformers would look for native key names, find none and go on with what is there.
-        loaded = load_model(folder, dtype=self.model.dtype)
-        self.model.load_state_dict(loaded.state_dict())
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
@@ -240,3 +235,11 @@ class MemDLMTrainer(Trainer):
         if "loss" in logs:
             logs = {**logs, **self.metrics["train"].pop()}
         super().log(logs, start_time)
+
+
+def _load_official(model: DiffusionMaskedLM, folder: str) -> None:
+    """Load weights saved in the official layout.
+
+    transformers would look for native key names, find none and go on with what is there.
+    """
+    model.load_state_dict(load_model(folder, dtype=model.dtype).state_dict())
