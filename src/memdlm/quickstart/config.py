@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from memdlm.errors import ConfigError
+from memdlm.memory.config import MemoryConfig
 
 SETTINGS = ("Standard MDLM", "MemDLM (Train-Only)", "MemDLM (Train & Inference)")
 
@@ -16,7 +17,13 @@ class QuickstartConfig:
     )
     seed: int = field(default=0, metadata={"help": "Seed of data, masks and fast weights."})
     tasks: tuple[str, ...] = field(
-        default=("single_needle", "multi_value_needle", "variable_tracking"),
+        default=(
+            "single_needle",
+            "multi_value_needle",
+            "variable_tracking",
+            "common_words",
+            "two_fact_story",
+        ),
         metadata={"help": "Generated tasks to train and evaluate on."},
     )
     train_length: int = field(
@@ -25,15 +32,20 @@ class QuickstartConfig:
     length_factors: tuple[int, ...] = field(
         default=(1, 2, 4), metadata={"help": "Evaluate at these multiples of train_length."}
     )
-    num_train_examples: int = field(default=6400, metadata={"help": "Generated training rows."})
+    num_train_examples: int = field(default=9600, metadata={"help": "Generated training rows."})
     num_steps: int = field(default=300, metadata={"help": "Training steps of each method."})
     batch_size: int = field(default=32, metadata={"help": "Rows per training step."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak AdamW learning rate."})
+    learning_rate: float = field(default=2e-3, metadata={"help": "Peak AdamW learning rate."})
     num_eval_examples: int = field(
-        default=150, metadata={"help": "Held-out rows per length, all tasks together."}
+        default=200, metadata={"help": "Held-out rows per length, all tasks together."}
     )
     num_bias_examples: int = field(
         default=96, metadata={"help": "Held-out variable_tracking rows for the exposure bias."}
+    )
+
+    memory: MemoryConfig = field(
+        default_factory=MemoryConfig,
+        metadata={"help": "Memory of the MemDLM run, in training and at inference."},
     )
 
     def __post_init__(self) -> None:

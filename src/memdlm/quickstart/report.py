@@ -57,7 +57,7 @@ def _page(results: dict[str, Any], figures: dict[str, bytes]) -> str:
     config = results["config"]
     header, rows = table_rows(results)
     settings = json.dumps(
-        {key: results[key] for key in ("config", "memory", "versions", "seconds")}, indent=1
+        {key: results[key] for key in ("config", "objective", "versions", "seconds")}, indent=1
     )
     parts = [
         "<h1>MemDLM quickstart</h1>",

@@ -9,7 +9,7 @@ import copy
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from memdlm.data.config import DataConfig
 from memdlm.data.dataset import EncodedDataset, encode_rows
 from memdlm.data.tasks import TaskConfig, generate_examples
+from memdlm.diffusion.objective import ObjectiveConfig
 from memdlm.memory.config import MemoryConfig
 from memdlm.quickstart.config import SETTINGS, QuickstartConfig
 from memdlm.quickstart.evaluate import (
@@ -30,6 +31,9 @@ from memdlm.training.config import MemDLMConfig
 from memdlm.training.trainer import MemDLMTrainer
 
 Announce = Callable[[str], None]
+
+# Answers are a few tokens long; supervised padding would be most of the loss.
+OBJECTIVE = ObjectiveConfig(padding="excluded")
 
 
 def run_quickstart(
@@ -53,7 +57,7 @@ def run_quickstart(
     models, curves, seconds = {}, {}, {}
     for name, is_enabled in (("mdlm", False), ("memdlm", True)):
         announce(f"training {name}: {config.num_steps} steps of {config.batch_size} rows")
-        memory = MemoryConfig(enabled=is_enabled)
+        memory = replace(config.memory, enabled=is_enabled)
         since = time.perf_counter()
         models[name], curves[name] = train(
             copy.deepcopy(start), tokenizer, rows, memory, config, output / name, callbacks
@@ -67,13 +71,13 @@ def run_quickstart(
     combinations = (("mdlm", False), ("memdlm", False), ("memdlm", True))
     for setting, (name, use_memory) in zip(SETTINGS, combinations, strict=True):
         announce(f"evaluating {setting}")
-        memory_config = MemoryConfig() if use_memory else None
+        memory_config = config.memory if use_memory else None
         settings[setting] = evaluate_setting(models[name], tokenizer, config, memory_config)
     seconds["evaluate"] = round(time.perf_counter() - since, 1)
     seconds["total"] = round(time.perf_counter() - begin, 1)
     results = {
         "config": asdict(config),
-        "memory": asdict(MemoryConfig()),
+        "objective": asdict(OBJECTIVE),
         "versions": versions(),
         "seconds": seconds,
         "num_parameters": sum(p.numel() for p in start.parameters()),
@@ -116,6 +120,7 @@ def train(
     arguments = MemDLMConfig(
         output_dir=str(output),
         memory=memory,
+        objective=OBJECTIVE,
         max_steps=config.num_steps,
         per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
@@ -165,7 +170,7 @@ def versions() -> dict[str, str]:
     import platform
     from importlib.metadata import version
 
-    packages = ("memdlm", "torch", "transformers", "peft", "accelerate")
+    packages = ("torch", "transformers", "peft", "accelerate")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
