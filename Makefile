@@ -19,7 +19,7 @@ help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 quickstart: $(STAMP) ## install, then train and compare Standard MDLM and MemDLM in about ten minutes
-	$(BIN)/memdlm quickstart
+	$(BIN)/memdlm quickstart $(ARGS)
 
 test: $(DEV_STAMP) ## install, then run the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)

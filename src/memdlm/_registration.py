@@ -2,9 +2,10 @@
 
 `AutoModelForMaskedLM.from_pretrained` must find our families after `import memdlm`, whichever of
 the two is imported first, and yet `import memdlm` must not take the seconds that importing
-transformers takes: `memdlm --help` answers at once. So only the model types are entered into transformers'
-registry; asking for one of them imports our backbones, which then register themselves fully. This
-file leans on that registry's private dict of extra entries, and is the only one that does.
+transformers takes: `memdlm --help` answers at once. So only the model types are entered into
+transformers' registry; asking for one of them imports our backbones, which then register themselves
+fully. This file leans on that registry's private dict of extra entries, and is the only one that
+does.
 """
 
 import importlib

@@ -101,7 +101,7 @@ def raises(error: BaseException):
     ],
 )
 def test_whatever_fails_is_one_line(memdlm, monkeypatch, error, code, message) -> None:
-    monkeypatch.setattr("memdlm.cli.versions.collect_versions", raises(error))
+    monkeypatch.setattr("memdlm.versions.collect_versions", raises(error))
     assert message in memdlm("env").error_line(code)
 
 
@@ -117,13 +117,13 @@ def test_a_full_disk_is_recognised_behind_another_error() -> None:
 
 
 def test_interrupting_ends_with_130(memdlm, monkeypatch) -> None:
-    monkeypatch.setattr("memdlm.cli.versions.collect_versions", raises(KeyboardInterrupt()))
+    monkeypatch.setattr("memdlm.versions.collect_versions", raises(KeyboardInterrupt()))
     result = memdlm("env")
     assert (result.code, result.err) == (130, "memdlm: interrupted\n")
 
 
 def test_debug_shows_the_traceback(memdlm, monkeypatch) -> None:
-    monkeypatch.setattr("memdlm.cli.versions.collect_versions", raises(CheckpointError("gone")))
+    monkeypatch.setattr("memdlm.versions.collect_versions", raises(CheckpointError("gone")))
     with pytest.raises(CheckpointError, match="gone"):
         memdlm("env", "--debug")
 

@@ -15,6 +15,7 @@ from memdlm.cli.failures import describe_failure
 # Command -> the module in memdlm.cli that holds a function of the same name. Such a module is
 # imported for every --help, so it imports torch and the like inside its function only.
 COMMANDS: dict[str, str] = {
+    "quickstart": "quickstart",
     "train": "train",
     "generate": "generate",
     "recipe": "recipe_help",

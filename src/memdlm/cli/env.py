@@ -10,7 +10,7 @@ def env(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Print versions and devices, for a bug report."""
-    from memdlm.cli.versions import collect_devices, collect_versions
+    from memdlm.versions import collect_devices, collect_versions
 
     found = {**collect_versions(), **collect_devices()}
     if as_json:

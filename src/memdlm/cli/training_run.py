@@ -22,7 +22,6 @@ from memdlm.cli.progress import MetricsFile, TrainingProgress
 from memdlm.cli.recipe import Recipe, RecipeData, TinyConfig, differences, resolved
 from memdlm.cli.run_folder import BASE, CHECKPOINTS, METRICS, RECIPE, VERSIONS, RunFolder
 from memdlm.cli.settings import to_yaml
-from memdlm.cli.versions import collect_devices, collect_versions
 from memdlm.data.dataset import (
     DataSplits,
     check_context,
@@ -37,6 +36,7 @@ from memdlm.errors import ConfigError, UsageError
 from memdlm.seeding import derive_seed, preserved_rng
 from memdlm.training.config import MemDLMConfig
 from memdlm.training.trainer import MemDLMTrainer
+from memdlm.versions import collect_devices, collect_versions
 
 Echo = Callable[[str], None]
 

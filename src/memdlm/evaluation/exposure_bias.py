@@ -11,8 +11,9 @@ a row, S steps.
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,7 +124,7 @@ def _measure_batch(
 ) -> Tensor:
     """Return sums over the batch [S, 5]: static, sequential, scored, masked, slots (float64)."""
     device = next(model.parameters()).device
-    ids = model.config
+    ids: Any = model.config
     mask_id, pad_id, eos_id = ids.mask_token_id, ids.pad_token_id, ids.eos_token_id
     canvas = prompt_canvas(prompts, config.max_new_tokens, mask_id, pad_id, device)
     positions = canvas.slot_positions()  # [B, R]
@@ -135,7 +136,7 @@ def _measure_batch(
         is_real[row, : len(response)] = True
     clean, is_real = clean.to(device), is_real.to(device)
 
-    attached = nullcontext()
+    attached: AbstractContextManager[None] = nullcontext()
     if memory is not None and memory.enabled:
         writer = ParametricMemory(model, memory)
         without_slots = prompt_canvas(prompts, 0, mask_id, pad_id, device)

@@ -12,9 +12,6 @@ SETTINGS = ("Standard MDLM", "MemDLM (Train-Only)", "MemDLM (Train & Inference)"
 class QuickstartConfig:
     """What is trained, on what, and how it is compared."""
 
-    output_dir: str = field(
-        default="runs/quickstart", metadata={"help": "Folder for models, figures and report."}
-    )
     seed: int = field(default=0, metadata={"help": "Seed of data, masks and fast weights."})
     tasks: tuple[str, ...] = field(
         default=(

@@ -93,10 +93,10 @@ def evaluate_exposure_bias(
     )
     encoded = encode_rows(rows, DataConfig(max_length=_WINDOW), tokenizer, source="held-out tasks")
     prompts, responses = [], []
-    for item, prompt_length in zip(encoded, encoded.prompt_lengths, strict=True):
-        ids = torch.tensor(item["input_ids"])
-        prompts.append(ids[:prompt_length])
-        responses.append(ids[prompt_length:])
+    for example in encoded.examples:
+        ids = torch.as_tensor(example.input_ids, dtype=torch.int64)
+        prompts.append(ids[: example.prompt_length])
+        responses.append(ids[example.prompt_length :])
     return measure_exposure_bias(
         model, prompts, responses, memory=memory, seed=config.seed, batch_size=48
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PrinterCallback
 
 from memdlm.data.config import DataConfig
 from memdlm.data.dataset import EncodedDataset, encode_rows
@@ -29,6 +30,7 @@ from memdlm.quickstart.evaluate import (
 from memdlm.quickstart.start import load_start
 from memdlm.training.config import MemDLMConfig
 from memdlm.training.trainer import MemDLMTrainer
+from memdlm.versions import collect_versions
 
 Announce = Callable[[str], None]
 
@@ -37,20 +39,20 @@ OBJECTIVE = ObjectiveConfig(padding="excluded")
 
 
 def run_quickstart(
-    config: QuickstartConfig, announce: Announce, callbacks: Sequence[Any] = ()
+    config: QuickstartConfig, output: Path, announce: Announce, callbacks: Sequence[Any] = ()
 ) -> dict[str, Any]:
-    """Train, evaluate and store everything below `config.output_dir`; return the results.
+    """Train, evaluate and store everything below `output`; return the results.
 
     Writes `mdlm/` and `memdlm/` (models in the official layout with their tokenizer) and
     `results.json`. The report is drawn from the results by `memdlm.quickstart.report`.
 
     Args:
         config: What to run.
+        output: An existing, empty folder.
         announce: Receives one line per stage.
         callbacks: Trainer callbacks, such as a progress display.
     """
     begin = time.perf_counter()
-    output = Path(config.output_dir)
     start, tokenizer = load_start()
     rows = training_rows(config, tokenizer)
     announce(rows.report.line())
@@ -78,7 +80,7 @@ def run_quickstart(
     results = {
         "config": asdict(config),
         "objective": asdict(OBJECTIVE),
-        "versions": versions(),
+        "versions": collect_versions(),
         "seconds": seconds,
         "num_parameters": sum(p.numel() for p in start.parameters()),
         "guessing": {
@@ -140,6 +142,8 @@ def train(
         processing_class=tokenizer,
         callbacks=list(callbacks),
     )
+    # What the run shows is the caller's business.
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     return model, history
@@ -163,14 +167,3 @@ def evaluate_setting(
             "overall_ratio": bias.overall_ratio,
         },
     }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that results depend on."""
-    import platform
-    from importlib.metadata import version
-
-    packages = ("torch", "transformers", "peft", "accelerate")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
