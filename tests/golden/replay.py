@@ -3,10 +3,10 @@
     python tests/golden/replay.py DIR...
 
 Each DIR is a fixture folder or any folder above some: `backbones/<name>`,
-`inner/<backbone>/<case>`, `schedule`, `tables`. Prints one JSON line per case and a summary; exits 1
-if a case deviates by more than the tolerance: logits 1e-4, losses 1e-5 relative, gradients and fast
-weights 1e-5 of the tensor's norm, counts exact. A checkpoint that the library refuses at load is
-reported as a refusal.
+`inner/<backbone>/<case>`, `schedule`, `tables`. Prints one JSON line per case and a summary, and
+exits 1 if a case deviates by more than the tolerance: logits 1e-4, losses 1e-5 relative, gradients
+and fast weights 1e-5 of the tensor's norm, counts exact. A checkpoint that the library refuses at
+load is reported as a refusal.
 """
 
 import json
