@@ -7,7 +7,7 @@ tokens can be matched over several hundred places.
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from memdlm.backbones.checkpoint_layout import set_rotary
 from memdlm.backbones.llada import LLaDAForMaskedLM
 from memdlm.backbones.tiny import tiny_llada_config
+from memdlm.data.readers import read_records
 from memdlm.data.tasks import vocabulary
 from memdlm.data.tokenizer import build_word_tokenizer
 from memdlm.quickstart.pretraining import PretrainingConfig, pretrain
@@ -33,9 +34,12 @@ ROTARY_BASE = 500_000.0
 """As in LLaDA-8B."""
 
 
-def build_start(seed: int = 0) -> tuple[Any, Any]:
-    """Return the quickstart's model with random weights, and the tokenizer of all task words."""
-    tokenizer = build_word_tokenizer([" ".join(vocabulary())])
+def build_start(seed: int = 0, texts: Iterable[str] = ()) -> tuple[Any, Any]:
+    """Return the quickstart's model with random weights, and the tokenizer of all task words.
+
+    Words of `texts` are known besides, for a start on other data.
+    """
+    tokenizer = build_word_tokenizer([" ".join(vocabulary())], extra_words=texts)
     config = tiny_llada_config(
         vocab_size=len(tokenizer),
         mask_token_id=tokenizer.mask_token_id,
@@ -54,10 +58,11 @@ def make_start(
     output_dir: str | Path,
     config: PretrainingConfig | None = None,
     on_log: Callable[[dict[str, float]], None] | None = None,
+    texts: Iterable[str] = (),
 ) -> None:
     """Pretrain a fresh model and write it, its tokenizer and `pretraining.json` to a folder."""
     config = config or PretrainingConfig()
-    model, tokenizer = build_start(config.seed)
+    model, tokenizer = build_start(config.seed, texts)
     log = pretrain(model, tokenizer, config, on_log)
     output = Path(output_dir)
     model.save_pretrained(output)
@@ -77,12 +82,26 @@ def main() -> None:
     """Read the folder from the command line, pretrain, and print the log as JSON lines."""
     parser = argparse.ArgumentParser(description="Make the quickstart's starting checkpoint.")
     parser.add_argument("output_dir", help="Folder to write the checkpoint to.")
+    parser.add_argument(
+        "--words-of",
+        metavar="FILE",
+        default=[],
+        nargs="*",
+        help="Know the words of these files too (any format that training reads).",
+    )
     parser.add_argument("--seed", type=int, default=0, help="Seed of weights, texts and masks.")
     arguments = parser.parse_args()
+    texts = [
+        str(value)
+        for file in arguments.words_of
+        for record in read_records(file)
+        for value in record.values.values()
+    ]
     make_start(
         arguments.output_dir,
         PretrainingConfig(seed=arguments.seed),
         on_log=lambda entry: print(json.dumps(entry), flush=True),
+        texts=texts,
     )
 
 

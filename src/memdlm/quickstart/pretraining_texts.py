@@ -37,6 +37,7 @@ class Words:
     """Token ids of the words that texts are made of, by role."""
 
     any_word: list[int]
+    extra: list[int]
     names: list[int]
     slots: list[list[int]]
     verbs: list[int]
@@ -47,7 +48,7 @@ class Words:
     @property
     def values(self) -> list[int]:
         """Every token that can be a value."""
-        return [*self.names, *(token for slot in self.slots for token in slot)]
+        return [*self.names, *(token for slot in self.slots for token in slot), *self.extra]
 
 
 def collect_words(tokenizer: Any) -> Words:
@@ -67,8 +68,12 @@ def collect_words(tokenizer: Any) -> Words:
     def ids(group: tuple[str, ...]) -> list[int]:
         return [known[word] for word in group]
 
+    # Words of other texts take part in the pairs: each has to be learned as key and as value.
+    others = set(known) - set(vocabulary()) - set(tokenizer.all_special_tokens)
+    extra = ids(tuple(sorted(others)))
     return Words(
-        any_word=ids(tuple(vocabulary())),
+        any_word=[*ids(tuple(vocabulary())), *extra],
+        extra=extra,
         names=ids(NAMES),
         slots=[ids(slot) for slot in SYLLABLES],
         verbs=ids(PRETRAINING_VERBS),

@@ -10,12 +10,15 @@ from memdlm.quickstart.config import SETTINGS
 
 _COLOURS = dict(zip(SETTINGS, ("#7a7a7a", "#3b7dd8", "#d8623b"), strict=True))
 
+_GUESSING = "choosing among the values present"
+
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 58rem; margin: 2rem auto; padding: 0 1rem;
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
        color: #222; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; } th, td { padding: .3rem .8rem; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; white-space: nowrap; }
+table + table { margin-top: 1.2rem; } table { font-size: .95rem; }
 thead th { border-bottom: 2px solid #222; } tbody tr { border-bottom: 1px solid #ddd; }
 .guess td { color: #777; font-style: italic; } img { max-width: 100%; }
 .note { color: #555; } code { background: #f3f3f3; padding: .1rem .3rem; }
@@ -33,7 +36,7 @@ def table_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         cells = [f"{100 * figures['accuracy'][factor]['all']:.1f} %" for factor in factors]
         rows.append([setting, *cells, f"{figures['exposure_bias']['overall_ratio']:.3f}"])
     guesses = [f"{100 * results['guessing'][factor]['all']:.1f} %" for factor in factors]
-    rows.append(["choosing among the values present", *guesses, ""])
+    rows.append([_GUESSING, *guesses, ""])
     return header, rows
 
 
@@ -67,13 +70,13 @@ def _page(results: dict[str, Any], figures: dict[str, bytes]) -> str:
         "values never occur in training, at the training length and beyond; seed "
         f"{config['seed']}, {config['num_eval_examples']} rows per length.</p>",
         _html_table(header, rows),
-        '<p class="note">Exposure bias: likelihood ratio of the model\'s own context to clean '
-        "context over the denoising steps; 1 is none. One seed of a tiny model: differences of a "
-        "few points are noise.</p>",
+        '<p class="note">Exposure bias: negative log-likelihood of the answer in the model\'s own '
+        "context over that in clean context, all denoising steps but the first; 1 is none. One "
+        "seed of a tiny model says little: see docs/log.md for several.</p>",
         "<h2>Accuracy by length</h2>",
         _image(figures["accuracy"], "accuracy by length"),
         "<h2>By task</h2>",
-        _html_table(*_task_rows(results)),
+        _task_tables(results),
         "<h2>Exposure bias over the denoising steps</h2>",
         _image(figures["exposure_bias"], "exposure bias by step"),
         "<h2>Training</h2>",
@@ -90,30 +93,28 @@ def _page(results: dict[str, Any], figures: dict[str, bytes]) -> str:
     )
 
 
-def _task_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    factors = [str(factor) for factor in results["config"]["length_factors"]]
+def _task_tables(results: dict[str, Any]) -> str:
+    """Return one table per length: settings down, tasks across."""
     tasks = results["config"]["tasks"]
-    length = results["config"]["train_length"]
-    header = ["setting", "words", *tasks]
     sources = {name: figures["accuracy"] for name, figures in results["settings"].items()}
-    sources["choosing among the values present"] = results["guessing"]
-    rows = [
-        [
-            name,
-            str(int(factor) * length),
-            *(f"{100 * accuracy[factor][task]:.1f} %" for task in tasks),
+    sources[_GUESSING] = results["guessing"]
+    parts = []
+    for factor in results["config"]["length_factors"]:
+        header = [f"{factor * results['config']['train_length']} words"]
+        header += [task.replace("_", " ") for task in tasks]
+        rows = [
+            [name, *(f"{100 * accuracy[str(factor)][task]:.1f} %" for task in tasks)]
+            for name, accuracy in sources.items()
         ]
-        for factor in factors
-        for name, accuracy in sources.items()
-    ]
-    return header, rows
+        parts.append(_html_table(header, rows))
+    return "\n".join(parts)
 
 
 def _html_table(header: list[str], rows: list[list[str]]) -> str:
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
     lines = []
     for row in rows:
-        kind = ' class="guess"' if row[0].startswith("choosing") else ""
+        kind = ' class="guess"' if row[0] == _GUESSING else ""
         lines.append(f"<tr{kind}>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
@@ -168,6 +169,7 @@ def _plot_exposure_bias(results: dict[str, Any]) -> bytes:
         axes.plot(committed, bias["ratios"], marker="o", ms=3, label=setting, c=_COLOURS[setting])
     axes.axhline(1, color="#222", lw=0.8, ls=":")
     axes.set_xlabel("response committed, %")
+    axes.set_yscale("log")
     axes.set_ylabel("sequential / static NLL")
     axes.legend(frameon=False, fontsize=8)
     return _png(figure)
