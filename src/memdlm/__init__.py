@@ -11,8 +11,10 @@ from memdlm._registration import register_with_transformers
 
 if TYPE_CHECKING:
     from memdlm.diffusion.objective import ObjectiveConfig
+    from memdlm.inference import generate
     from memdlm.memory.config import MemoryConfig
     from memdlm.memory.parametric_memory import ParametricMemory
+    from memdlm.sampling.config import SamplingConfig
     from memdlm.training.config import MemDLMConfig
     from memdlm.training.trainer import MemDLMTrainer
 
@@ -26,9 +28,19 @@ _PUBLIC = {
     "MemoryConfig": "memdlm.memory.config",
     "ObjectiveConfig": "memdlm.diffusion.objective",
     "ParametricMemory": "memdlm.memory.parametric_memory",
+    "SamplingConfig": "memdlm.sampling.config",
+    "generate": "memdlm.inference",
 }
 
-__all__ = ["MemDLMConfig", "MemDLMTrainer", "MemoryConfig", "ObjectiveConfig", "ParametricMemory"]
+__all__ = [
+    "MemDLMConfig",
+    "MemDLMTrainer",
+    "MemoryConfig",
+    "ObjectiveConfig",
+    "ParametricMemory",
+    "SamplingConfig",
+    "generate",
+]
 
 
 def __getattr__(name: str) -> Any:
