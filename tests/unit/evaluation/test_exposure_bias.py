@@ -20,7 +20,9 @@ RESPONSES = [torch.tensor([4, 5, 6, EOS]), torch.tensor([5, 4, 6, EOS])]
 class Scripted(nn.Module):
     """Gives the clean token `right` of the probability, less for every visible wrong token."""
 
-    def __init__(self, answers: dict[int, list[int]], right: float, wrong_costs: float = 1.0) -> None:
+    def __init__(
+        self, answers: dict[int, list[int]], right: float, wrong_costs: float = 1.0
+    ) -> None:
         super().__init__()
         self.anchor = nn.Parameter(torch.zeros(()))
         self.answers, self.right, self.wrong_costs = answers, right, wrong_costs
@@ -28,7 +30,9 @@ class Scripted(nn.Module):
             mask_token_id=MASK, pad_token_id=EOS, eos_token_id=EOS, max_position_embeddings=64
         )
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor) -> object:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor
+    ) -> object:
         logits = torch.zeros(*positions.shape, VOCAB)
         for row, ids in enumerate(input_ids):
             clean = torch.tensor(self.answers[int(ids[0])])
@@ -71,9 +75,7 @@ def test_padding_of_short_responses_is_not_scored() -> None:
 
 
 def test_fewer_steps_than_tokens() -> None:
-    bias = measure_exposure_bias(
-        Scripted(ANSWERS, right=0.9), PROMPTS, RESPONSES, num_steps=2
-    )
+    bias = measure_exposure_bias(Scripted(ANSWERS, right=0.9), PROMPTS, RESPONSES, num_steps=2)
     assert bias.mask_ratio == pytest.approx((1.0, 0.5))
 
 
