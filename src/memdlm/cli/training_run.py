@@ -255,7 +255,7 @@ def training_arguments(recipe: Recipe, checkpoints: Path) -> MemDLMConfig:
     reports to nobody, and runs on the CPU where there is no accelerator.
 
     Raises:
-        ConfigError: transformers refuses a setting or a combination.
+        ConfigError: transformers refuses a setting or a combination, or no step would be taken.
     """
     on_cpu = default_device().type == "cpu"
     values: dict[str, Any] = {
@@ -268,15 +268,23 @@ def training_arguments(recipe: Recipe, checkpoints: Path) -> MemDLMConfig:
     }
     values |= recipe.training
     try:
-        return MemDLMConfig(
+        arguments = MemDLMConfig(
             output_dir=str(checkpoints),
             seed=recipe.seed,
             memory=recipe.memory,
             objective=recipe.objective,
             **values,
         )
+    except ConfigError as error:
+        raise ConfigError(f"training.{error}") from error
     except (ValueError, TypeError, KeyError, ImportError) as error:
         raise ConfigError(f"training: {' '.join(str(error).split())}") from error
+    if arguments.num_train_epochs <= 0 and arguments.max_steps <= 0:
+        raise ConfigError(
+            f"training.num_train_epochs: {arguments.num_train_epochs:g} passes train nothing; use "
+            "a number above 0, or set training.max_steps"
+        )
+    return arguments
 
 
 def build_trainer(

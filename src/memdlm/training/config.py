@@ -3,14 +3,18 @@
 Defaults are the paper's outer loop; every inherited field keeps its transformers meaning.
 """
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+import difflib
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
 
 from transformers import TrainingArguments
 
 from memdlm.diffusion.objective import ObjectiveConfig
 from memdlm.errors import ConfigError
 from memdlm.memory.config import MemoryConfig
+
+Section = TypeVar("Section", MemoryConfig, ObjectiveConfig)
 
 
 @dataclass
@@ -60,10 +64,9 @@ class MemDLMConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Build nested configs from dicts and refuse what cannot work."""
-        if isinstance(self.memory, dict):
-            self.memory = MemoryConfig(**self.memory)
-        if isinstance(self.objective, dict):
-            self.objective = ObjectiveConfig(**self.objective)
+        self.memory = _section(MemoryConfig, self.memory, "memory")
+        self.objective = _section(ObjectiveConfig, self.objective, "objective")
+        self._check_ranges()
         # transformers 5.23 renamed these and warns about the old names, which most people know.
         if self.activation_checkpointing is None:
             self.activation_checkpointing = self.gradient_checkpointing
@@ -84,8 +87,41 @@ class MemDLMConfig(TrainingArguments):
                 "label_smoothing_factor: the diffusion objective has none; set it to 0"
             )
 
+    def _check_ranges(self) -> None:
+        """Refuse early what torch would refuse once a run has begun."""
+        if not 0 <= self.learning_rate < math.inf:
+            raise ConfigError(
+                f"learning_rate: {self.learning_rate} is out of range; use 0 or a positive number"
+            )
+        for name in (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is out of range; use 1 or more")
+
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain data, nested configs as dicts."""
         fields = super().to_dict()
         fields["memory"], fields["objective"] = asdict(self.memory), asdict(self.objective)
         return fields
+
+
+def _section(config_class: type[Section], value: Any, name: str) -> Section:
+    """Return `value`, or build it from a dict.
+
+    Raises:
+        ConfigError: An unknown key (with the nearest valid one), or neither of the two.
+    """
+    if isinstance(value, config_class):
+        return value
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name}: {value!r} is neither a {config_class.__name__} nor a dict")
+    known = [f.name for f in fields(config_class)]
+    for key in value:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"did you mean {name}.{close[0]}?" if close else f"choose of {', '.join(known)}"
+            raise ConfigError(f"unknown key {name}.{key}; {hint}")
+    return config_class(**value)

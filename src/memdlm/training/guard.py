@@ -51,9 +51,9 @@ class NonFiniteGuard(TrainerCallback):
             is_finite, all_alive = flags.tolist()
             if not is_finite:
                 raise NonFiniteError(
-                    f"the training loss became inf or nan at step {state.global_step + 1}; the "
-                    "weights are unchanged since the step before: lower learning_rate or set "
-                    "max_grad_norm, and resume from the last checkpoint"
+                    f"the training loss became inf or nan at step {state.global_step + 1}, whose "
+                    "update was not made: lower learning_rate or max_grad_norm and start again, or "
+                    "go on from a checkpoint some steps earlier"
                 )
             self._dropped_in_a_row = 0 if all_alive else self._dropped_in_a_row + 1
             if self._dropped_in_a_row >= MAX_DROPPED_IN_A_ROW:

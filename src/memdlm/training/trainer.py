@@ -19,7 +19,7 @@ from memdlm.backbones.base import DiffusionMaskedLM
 from memdlm.backbones.loading import load_model
 from memdlm.data.collation import Collator
 from memdlm.diffusion.states import CleanBatch
-from memdlm.errors import CheckpointError, ConfigError, DataError
+from memdlm.errors import CheckpointError, ConfigError, DataError, UsageError
 from memdlm.seeding import derive_seed, preserved_rng
 from memdlm.training.config import MemDLMConfig
 from memdlm.training.guard import NonFiniteGuard
@@ -66,11 +66,21 @@ class MemDLMTrainer(Trainer):
             kwargs: As for `transformers.Trainer` (`train_dataset`, `eval_dataset`, `callbacks`...).
 
         Raises:
-            ConfigError: If the memory's scope selects no module.
+            ConfigError: If the memory's scope selects no module, or `compute_metrics` is given:
+                evaluation returns losses alone.
             DataError: If neither model nor tokenizer has a mask or pad token.
-            UsageError: If `model` holds no memdlm backbone.
+            UsageError: If `model` holds no memdlm backbone, or `args` is no `MemDLMConfig`.
         """
         args = args or MemDLMConfig(output_dir="runs/memdlm")
+        if not isinstance(args, MemDLMConfig):
+            raise UsageError(
+                f"args is a {type(args).__name__}; use MemDLMConfig, which takes the same fields"
+            )
+        if kwargs.get("compute_metrics") is not None:
+            raise ConfigError(
+                "compute_metrics: evaluation returns losses alone, so it would never be called; "
+                "read eval_loss and eval_nll, or score answers of memdlm.generate"
+            )
         if args.n_gpu > 1:
             raise ConfigError(
                 f"{args.n_gpu} GPUs are visible to one process; launch with `accelerate launch` or "
@@ -199,6 +209,12 @@ class MemDLMTrainer(Trainer):
         host = inputs.get("host")
         if isinstance(host, CleanBatch):
             return host
+        for name in ("input_ids", "labels"):
+            if name not in inputs:
+                raise DataError(
+                    f"the batch has no {name}; let the collator give input_ids and labels [B, L], "
+                    "labels -100 on the prompt"
+                )
         # A collator that is not ours: fetch its labels from the device, at the price of one sync.
         attention_mask = inputs.get("attention_mask")
         padding = None if attention_mask is None else attention_mask.cpu() == 0

@@ -1,4 +1,11 @@
+"""Settings of a run: the paper's defaults, nested configs, and what is refused at once."""
+
+import copy
+import dataclasses
+
 import pytest
+import torch
+from transformers import HfArgumentParser
 
 from memdlm import MemDLMConfig, MemoryConfig, ObjectiveConfig
 from memdlm.errors import ConfigError
@@ -34,6 +41,38 @@ def test_a_bad_nested_value_is_named(make_args):
         make_args(memory={"rank": 0})
     with pytest.raises(ConfigError, match="label_smoothing"):
         make_args(label_smoothing_factor=0.1)
+    with pytest.raises(ConfigError, match=r"memory\.rnk; did you mean memory\.rank\?"):
+        make_args(memory={"rnk": 3})
+    with pytest.raises(ConfigError, match="objective: 3 is neither a ObjectiveConfig nor a dict"):
+        make_args(objective=3)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"learning_rate": -1.0},
+        {"learning_rate": float("nan")},
+        {"per_device_train_batch_size": 0},
+        {"per_device_eval_batch_size": 0},
+        {"gradient_accumulation_steps": 0},
+    ],
+)
+def test_a_value_that_torch_would_refuse_later_is_refused_now(setting, make_args):
+    [name] = setting
+    with pytest.raises(ConfigError, match=f"^{name}: .* is out of range"):
+        make_args(**setting)
+
+
+def test_settings_survive_the_ways_transformers_carries_them(make_args, tmp_path):
+    memory = MemoryConfig(scope="modules", modules=("up_proj",))
+    args = make_args(memory=memory, objective={"padding": "excluded"})
+    file = tmp_path / "args.json"
+    file.write_text(args.to_json_string(), encoding="utf-8")
+    [parsed] = HfArgumentParser(MemDLMConfig).parse_json_file(str(file), allow_extra_keys=True)
+    torch.save(args, tmp_path / "training_args.bin")
+    loaded = torch.load(tmp_path / "training_args.bin", weights_only=False)
+    for other in (parsed, loaded, copy.deepcopy(args), dataclasses.replace(args, seed=1)):
+        assert other.memory == memory and other.objective == args.objective
 
 
 def test_the_defaults_are_the_papers(tmp_path):

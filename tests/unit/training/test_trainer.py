@@ -310,3 +310,36 @@ def test_models_that_cannot_be_trained_are_refused(build_model, make_args):
     memory = MemoryConfig(scope="modules", modules=("nothing",))
     with pytest.raises(ConfigError, match="selects no module"):
         MemDLMTrainer(build_model("llada"), make_args(memory=memory), train_dataset=[])
+    with pytest.raises(UsageError, match="holds no memdlm backbone"):
+        MemDLMTrainer("a/name", make_args(), train_dataset=[])
+
+
+def test_calls_that_could_not_do_what_they_say_are_refused(build_model, make_args, tmp_path):
+    from transformers import TrainingArguments
+
+    from memdlm import MemDLMTrainer
+
+    plain = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.raises(UsageError, match="TrainingArguments; use MemDLMConfig"):
+        MemDLMTrainer(build_model("llada"), plain, train_dataset=[])
+    with pytest.raises(ConfigError, match="compute_metrics: evaluation returns losses alone"):
+        MemDLMTrainer(
+            build_model("llada"), make_args(), train_dataset=[], compute_metrics=lambda given: {}
+        )
+
+
+def test_a_batch_without_labels_is_refused(build_model, make_args, rows):
+    from memdlm import MemDLMTrainer
+
+    unlabelled = [{"input_ids": row["input_ids"]} for row in rows]
+    with pytest.raises(DataError, match="a row has no labels"):
+        MemDLMTrainer(build_model("llada"), make_args(), train_dataset=unlabelled).train()
+
+    def collate(features):
+        return {"input_ids": torch.zeros(len(features), 5, dtype=torch.int64)}
+
+    trainer = MemDLMTrainer(
+        build_model("llada"), make_args(), train_dataset=rows, data_collator=collate
+    )
+    with pytest.raises(DataError, match="the batch has no labels"):
+        trainer.train()
