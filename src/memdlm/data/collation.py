@@ -11,7 +11,7 @@ import torch
 
 from memdlm.diffusion.objective import PADDINGS
 from memdlm.diffusion.states import IGNORED_LABEL, CleanBatch
-from memdlm.errors import ConfigError
+from memdlm.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,13 @@ class Collator:
             )
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return the batch of these examples, in their order."""
+        """Return the batch of these examples, in their order.
+
+        Raises:
+            DataError: An example lacks a column, or its two columns differ in length.
+        """
+        for feature in features:
+            _check_example(feature)
         multiple = self.pad_to_multiple_of or 1
         longest = max(len(feature["input_ids"]) for feature in features)
         length = -(-longest // multiple) * multiple
@@ -71,3 +77,18 @@ class Collator:
             "attention_mask": attention_mask,
             "host": host,
         }
+
+
+def _check_example(example: Mapping[str, Any]) -> None:
+    for name in ("input_ids", "labels"):
+        if name not in example:
+            raise DataError(
+                f"a row has no {name}, only {', '.join(map(repr, example)) or 'nothing'}; give "
+                "input_ids and labels, labels -100 on the prompt (memdlm.data.dataset.load_dataset "
+                "makes both from texts)"
+            )
+    num_ids, num_labels = len(example["input_ids"]), len(example["labels"])
+    if num_ids != num_labels:
+        raise DataError(
+            f"a row has {num_ids} input_ids and {num_labels} labels; give one label per token"
+        )

@@ -53,7 +53,7 @@ class CleanBatch:
         if clean.shape != labels.shape:
             raise DataError(
                 f"input_ids {tuple(clean.shape)} and labels {tuple(labels.shape)} differ in shape; "
-                "use memdlm.data.Collator or pad both alike"
+                "use memdlm.data.collation.Collator or pad both alike"
             )
         if padding is None:
             padding = torch.zeros_like(labels, dtype=torch.bool)

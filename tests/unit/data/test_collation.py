@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from memdlm.data.collation import Collator
 from memdlm.diffusion.states import CleanBatch
-from memdlm.errors import ConfigError
+from memdlm.errors import ConfigError, DataError
 
 FEATURES = [
     {"input_ids": [5, 6, 7, 8, 9], "labels": [-100, -100, 7, 8, 9]},
@@ -120,3 +120,12 @@ def test_bad_settings() -> None:
         Collator(0, "none")
     with pytest.raises(ConfigError, match="pad_to_multiple_of is 0"):
         Collator(0, pad_to_multiple_of=0)
+
+
+def test_bad_rows() -> None:
+    with pytest.raises(DataError, match="a row has no labels, only 'input_ids'"):
+        Collator(0)([{"input_ids": [1]}])
+    with pytest.raises(DataError, match="a row has no input_ids, only 'text'"):
+        Collator(0)([{"text": "a"}])
+    with pytest.raises(DataError, match="2 input_ids and 1 labels"):
+        Collator(0)([{"input_ids": [1, 2], "labels": [1]}])
