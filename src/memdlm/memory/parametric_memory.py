@@ -7,6 +7,8 @@ depends on that row's tokens and the seed alone, never on the other rows.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -29,6 +31,10 @@ from memdlm.memory.trajectories import (
 )
 from memdlm.seeding import generator
 
+# Backbones that answer with a memory at this moment. Linear layers would add a second one and
+# experts would replace the first, so there is never more than one.
+_IN_USE: "WeakSet[nn.Module]" = WeakSet()
+
 
 def unwrap(model: nn.Module) -> DiffusionMaskedLM:
     """Return the backbone inside wrappers such as PEFT's and DDP's.
@@ -36,7 +42,7 @@ def unwrap(model: nn.Module) -> DiffusionMaskedLM:
     Raises:
         UsageError: If there is none.
     """
-    for module in model.modules():
+    for module in model.modules() if isinstance(model, nn.Module) else ():
         if isinstance(module, DiffusionMaskedLM):
             return module
     raise UsageError(
@@ -107,7 +113,10 @@ class ParametricMemory:
 
         Raises:
             DataError: If a row is empty or the backbone has no mask token.
+            UsageError: If a tensor is of another shape or type, or a memory is attached.
         """
+        _check_tokens(input_ids, attention_mask)
+        self._check_free("write")
         trajectory, batch = self._prompt_trajectory(input_ids.cpu(), attention_mask, seed)
         device = self.backbone.lm_head.weight.device
         num_rows = 1 if self.config.sharing == "batch" else input_ids.shape[0]
@@ -138,11 +147,13 @@ class ParametricMemory:
         """Let every forward of the model within the block use the memory.
 
         Raises:
-            UsageError: If nothing has been written; and, from a forward within the block, if its
-                batch has not as many rows as the memory (any number will do for a shared one).
+            UsageError: If nothing has been written or a memory is attached already; and, from a
+                forward within the block, if its batch has not as many rows as the memory (any
+                number will do for a shared one).
         """
         if self.fast_weights is None:
             raise UsageError("the memory is empty; call write(input_ids) before attached()")
+        self._check_free("attach")
         num_rows = self.fast_weights.num_rows
 
         def check_rows(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
@@ -155,15 +166,23 @@ class ParametricMemory:
         # Deltas see flattened tokens and could not tell rows of another number apart.
         first = self.backbone.model.layers[self.placement.first_layer]
         handle = first.register_forward_pre_hook(check_rows)
+        _IN_USE.add(self.backbone)
         try:
             with self.fast_weights.attached(self.backbone.model):
                 yield
         finally:
+            _IN_USE.discard(self.backbone)
             handle.remove()
 
     def erase(self) -> None:
         """Forget everything written."""
         self.fast_weights = self.stats = None
+
+    def _check_free(self, action: str) -> None:
+        if self.backbone in _IN_USE:
+            raise UsageError(
+                f"a memory is attached to this model; leave its `with` block before you {action}"
+            )
 
     def _prompt_trajectory(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, seed: int
@@ -193,6 +212,23 @@ class ParametricMemory:
             )
         batch = CleanBatch(input_ids, real, ~real)
         return _side_by_side(rows, batch), batch
+
+
+def _check_tokens(input_ids: Any, attention_mask: Any) -> None:
+    given = f"a {type(input_ids).__name__}"
+    if isinstance(input_ids, torch.Tensor):
+        given = f"{str(input_ids.dtype).removeprefix('torch.')} {list(input_ids.shape)}"
+        if input_ids.dtype == torch.int64 and input_ids.dim() == 2 and len(input_ids):
+            if attention_mask is None or attention_mask.shape == input_ids.shape:
+                return
+            raise UsageError(
+                f"attention_mask {list(attention_mask.shape)} differs from input_ids "
+                f"{list(input_ids.shape)}; give one entry per token"
+            )
+    raise UsageError(
+        f"input_ids is {given}; give int64 tokens [B, L] of one row or more, as a tokenizer "
+        "returns with padding=True and return_tensors='pt'"
+    )
 
 
 def _side_by_side(rows: list[Trajectory], batch: CleanBatch) -> Trajectory:

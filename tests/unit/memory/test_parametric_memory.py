@@ -283,9 +283,34 @@ def test_bad_use_is_told_in_one_line(build_model):
         memory.write(torch.zeros(2, 3, dtype=torch.int64), torch.tensor([[1, 1, 1], [0, 0, 0]]))
     with pytest.raises(DataError, match="empty prompt"):
         memory.write(torch.zeros(1, 0, dtype=torch.int64))
+    for ids in ([[1, 2]], torch.zeros(3), torch.zeros(1, 3), torch.zeros(0, 3).long()):
+        with pytest.raises(UsageError, match="give int64 tokens"):
+            memory.write(ids)
+    with pytest.raises(UsageError, match=r"attention_mask \[1, 2\] differs from .* \[1, 3\]"):
+        memory.write(torch.zeros(1, 3, dtype=torch.int64), torch.ones(1, 2))
     model.config.mask_token_id = None
     with pytest.raises(DataError, match="mask_token_id"):
         memory.write(torch.zeros(1, 3, dtype=torch.int64))
+
+
+def test_one_memory_at_a_time(family, build_model):
+    model = build_model(family)
+    ids, mask = prompt()
+    first, second = (ParametricMemory(model, MemoryConfig(**SMALL)) for _ in range(2))
+    first.write(ids, mask)
+    second.write(ids, mask, seed=1)
+    before = model(ids, attention_mask=mask).logits
+    with first.attached():
+        within = model(ids, attention_mask=mask).logits
+        for memory in (first, second):
+            with pytest.raises(UsageError, match="before you attach"), memory.attached():
+                pass
+            with pytest.raises(UsageError, match="before you write"):
+                memory.write(ids, mask)
+        assert torch.equal(model(ids, attention_mask=mask).logits, within)
+    assert torch.equal(model(ids, attention_mask=mask).logits, before)
+    with second.attached():
+        assert not torch.equal(model(ids, attention_mask=mask).logits, within)
 
 
 def test_writing_inside_inference_mode_works(build_model):
