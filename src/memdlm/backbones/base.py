@@ -296,9 +296,7 @@ class DiffusionMaskedLM(DiffusionPreTrainedModel):
             TypeError: For an argument that no family knows.
             ValueError: For arguments that exclude each other.
         """
-        ignored = {name for name, value in unknown.items() if value is None or value is False}
-        if unknown.keys() - ignored:
-            raise TypeError(f"unknown arguments {sorted(unknown.keys() - ignored)}")
+        _refuse_unknown(unknown)
         if positions is not None and (labels is not None or output_hidden_states):
             raise ValueError("positions excludes labels and output_hidden_states")
         collect: list[torch.Tensor] | None = [] if output_hidden_states else None
@@ -324,3 +322,9 @@ class DiffusionMaskedLM(DiffusionPreTrainedModel):
             loss=loss, logits=logits, hidden_states=tuple(collect) if collect else None
         )
         return output if return_dict is not False else output.to_tuple()
+
+
+def _refuse_unknown(arguments: dict[str, Any]) -> None:
+    given = [name for name, value in arguments.items() if value is not None and value is not False]
+    if given:
+        raise TypeError(f"unknown arguments {sorted(given)}")

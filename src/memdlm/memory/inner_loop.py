@@ -142,31 +142,23 @@ def run_inner_loop(
     if anchor_hidden is not None and plan.anchor is not None:
         prefixes[plan.anchor] = anchor_hidden.detach()
 
-    def prefix(state: int) -> torch.Tensor:
+    def predict(state: int, supervision: Supervision) -> Prediction:
         if state not in prefixes:
             with torch.no_grad():
                 prefixes[state] = lm.model.prefix(plan.states[state], inputs, first)
-        return prefixes[state]
+        return _predict(lm, prefixes[state], inputs, first, supervision)
 
-    loss_fn = INNER_LOSSES[config.loss]
     alive = torch.ones(fast.num_rows, dtype=torch.bool, device=inputs.position_embeddings[0].device)
     losses, updates = [], []
     with preserved_rng(alive.device), fast.attached(lm.model), torch.enable_grad():
         for index, step in enumerate(plan.steps):
-            names = list(fast.tensors)
-            for name in names:
-                fast.tensors[name] = fast.tensors[name].detach().requires_grad_()
-            teacher = None
-            if loss_fn.needs_teacher:
-                with torch.no_grad():
-                    teacher = _predict(lm, prefix(step.target), inputs, first, step.supervision)
-            student = _predict(lm, prefix(step.source), inputs, first, step.supervision)
-            tokens = loss_fn.compute(student, teacher, step.supervision.labels, config)
-            weighted = tokens * step.supervision.coefficients
+            for name, tensor in fast.tensors.items():
+                fast.tensors[name] = tensor.detach().requires_grad_()
+            weighted = _weighted_losses(step, predict, config)
             values = torch.autograd.grad(
-                weighted.sum(), [fast.tensors[name] for name in names], materialize_grads=True
+                weighted.sum(), list(fast.tensors.values()), materialize_grads=True
             )
-            grads = dict(zip(names, values, strict=True))
+            grads = dict(zip(fast.tensors, values, strict=True))
             if observe is not None:
                 observe(index, grads)
             losses.append(_per_memory(weighted.detach(), step.supervision, fast.num_rows))
@@ -183,11 +175,28 @@ def run_inner_loop(
     fast.drop(alive)
     # Under autocast, weights cast here without gradient would be reused by the outer pass.
     torch.clear_autocast_cache()
-    num_matrices = sum(
+    return InnerStats(torch.stack(losses), tuple(updates), alive, _count_matrices(fast))
+
+
+def _weighted_losses(
+    step: InnerStep, predict: Callable[[int, Supervision], Prediction], config: MemoryConfig
+) -> torch.Tensor:
+    """Return the token losses of one step times their coefficients [N]."""
+    loss_fn = INNER_LOSSES[config.loss]
+    teacher = None
+    if loss_fn.needs_teacher:
+        with torch.no_grad():
+            teacher = predict(step.target, step.supervision)
+    student = predict(step.source, step.supervision)
+    tokens = loss_fn.compute(student, teacher, step.supervision.labels, config)
+    return tokens * step.supervision.coefficients
+
+
+def _count_matrices(fast: FastWeights) -> int:
+    return sum(
         tensor[0].numel() // (tensor.shape[-1] * tensor.shape[-2])
         for tensor in fast.tensors.values()
     )
-    return InnerStats(torch.stack(losses), tuple(updates), alive, num_matrices)
 
 
 def _predict(
