@@ -75,6 +75,9 @@ def test_a_resolved_recipe_reads_back_as_itself(tmp_path) -> None:
         ({"training": {"learning_rat": 1}}, "did you mean training.learning_rate"),
         ({"tiny": {"sizes": {"widht": 1}}}, r"tiny.sizes.widht; did you mean tiny.sizes.width\?"),
         ({"zzz": 1}, "unknown key zzz; valid keys: model, dtype, tiny"),
+        ({"rank": 3}, r"unknown key rank; did you mean adapter.rank or memory.rank\?"),
+        ({"num_train_epochs": 3}, r"did you mean training.num_train_epochs\?"),
+        ({"tiny": {"width": 3}}, r"unknown key tiny.width; did you mean tiny.sizes.width\?"),
         ({"training": {"zzzzz": 1}}, "unknown key training.zzzzz; see `memdlm recipe`"),
         ({"memory": {"rank": "many"}}, "memory.rank is 'many'; it must be a whole number"),
         ({"memory": {"rank": True}}, "memory.rank is True; it must be a whole number"),
@@ -118,6 +121,14 @@ def test_a_wrong_key_or_type_is_named_with_its_place(changes, message) -> None:
 def test_a_value_out_of_range_is_named(changes, message) -> None:
     with pytest.raises(ConfigError, match=message):
         minimal(**changes)
+
+
+def test_a_bare_no_is_the_word_where_the_word_is_meant(tmp_path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("tiny: {}\ndata: {train: x}\ntraining: {save_strategy: no}\n")
+    assert load_recipe(path).training["save_strategy"] == "no"
+    with pytest.raises(UsageError, match=r"training\.optim is False"):
+        load_recipe(path, ["training.optim=no"])
 
 
 def test_bad_yaml_names_file_and_line(tmp_path) -> None:

@@ -131,7 +131,8 @@ class Recipe:
         default_factory=dict,
         metadata={
             "help": "Any field of MemDLMConfig, which is transformers' TrainingArguments with the "
-            "paper's defaults; see `memdlm recipe --training`."
+            "paper's defaults; see `memdlm recipe --training`.",
+            "config": MemDLMConfig,
         },
     )
     output_dir: str | None = field(

@@ -133,7 +133,9 @@ def check_values(
     for key, value in data.items():
         full = f"{path}.{key}" if path else str(key)
         if key not in known:
-            raise UsageError(f"{source}: unknown key {full}{nearest(str(key), known, path)}")
+            elsewhere = [place for place in _deeper_keys(config_class, path) if _last(place) == key]
+            hint = nearest(str(key), known, path, elsewhere)
+            raise UsageError(f"{source}: unknown key {full}{hint}")
         try:
             values[key] = _convert(value, hints[key], source, full)
         except _Mismatch as mismatch:
@@ -141,8 +143,13 @@ def check_values(
     return values
 
 
-def nearest(key: str, known: Sequence[str], path: str = "") -> str:
-    """Return "; did you mean ...?" for a misspelt key, or the list of all keys."""
+def nearest(key: str, known: Sequence[str], path: str = "", elsewhere: Sequence[str] = ()) -> str:
+    """Return "; did you mean ...?" for a misspelt or misplaced key, or the list of all keys.
+
+    `elsewhere` are dotted keys of deeper sections that end in `key`.
+    """
+    if elsewhere:
+        return f"; did you mean {' or '.join(elsewhere)}?"
     prefix = f"{path}." if path else ""
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if close:
@@ -165,6 +172,8 @@ def _convert(value: Any, annotation: Any, source: str, path: str) -> Any:
         return None
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         choices = [member.value for member in annotation]
+        if value is False and "no" in choices:  # YAML 1.1 reads a bare `no` as false
+            return "no"
         if value in choices:
             return value
         raise _Mismatch(f"one of {', '.join(map(str, choices))}")
@@ -274,6 +283,19 @@ def describe(config_class: type[Any], path: str = "", depth: int = 8) -> Iterato
             yield from describe(nested, key, depth - 1)
         else:
             yield KeyHelp(key, _type_name(hints[field.name]), _default(field), text)
+
+
+def _deeper_keys(config_class: type[Any], path: str) -> Iterator[str]:
+    """Yield the dotted keys of all sections, those described by a `config` in metadata included."""
+    yield from (entry.key for entry in describe(config_class, path))
+    for field in fields(config_class):
+        if "config" in field.metadata:
+            section = f"{path}.{field.name}" if path else field.name
+            yield from (entry.key for entry in describe(field.metadata["config"], section, depth=0))
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def _nested(annotation: Any) -> type[Any] | None:
