@@ -15,7 +15,7 @@ from torch import nn
 from memdlm.data.encoding import check_prompt_fits, encode_prompt
 from memdlm.data.formatting import Message
 from memdlm.diffusion.objective import ObjectiveConfig
-from memdlm.errors import ConfigError, DataError
+from memdlm.errors import ConfigError, DataError, UsageError
 from memdlm.memory.config import MemoryConfig
 from memdlm.memory.parametric_memory import ParametricMemory, unwrap
 from memdlm.sampling.canvas import prompt_canvas
@@ -77,7 +77,10 @@ def generate(
     Raises:
         ConfigError: A setting is out of range, or the memory's scope selects no module.
         DataError: A prompt is empty or, with the new tokens, exceeds the model's context.
+        UsageError: `prompts` is no sequence of texts and conversations.
     """
+    if isinstance(prompts, str):
+        raise UsageError("prompts is one text; give a list of them, e.g. [prompt]")
     sampling = sampling or SamplingConfig()
     if batch_size < 1:
         raise ConfigError(f"batch_size: {batch_size} is out of range; use 1 or more")
@@ -105,11 +108,18 @@ def _encode(
     number: int,
 ) -> torch.Tensor:
     """Return the ids [L] int64 of a prompt that fits the model."""
-    ids = encode_prompt(tokenizer, prompt, chat_template=chat_template)
+    if not isinstance(prompt, str | Sequence):
+        raise UsageError(
+            f"prompt {number} is a {type(prompt).__name__}; give a text or a list of messages"
+        )
+    try:
+        ids = encode_prompt(tokenizer, prompt, chat_template=chat_template)
+        context = unwrap(model).config.max_position_embeddings
+        check_prompt_fits(len(ids), context, sampling.max_new_tokens)
+    except DataError as error:
+        raise DataError(f"prompt {number}: {error}") from error
     if not ids:
         raise DataError(f"prompt {number} is empty: give it at least one word")
-    context = unwrap(model).config.max_position_embeddings
-    check_prompt_fits(len(ids), context, sampling.max_new_tokens)
     return torch.tensor(ids, dtype=torch.int64)
 
 

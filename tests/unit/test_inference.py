@@ -7,7 +7,7 @@ import torch
 
 from memdlm.backbones.tiny import TinySizes, build_tiny
 from memdlm.data.tokenizer import build_word_tokenizer
-from memdlm.errors import ConfigError, DataError
+from memdlm.errors import ConfigError, DataError, UsageError
 from memdlm.inference import generate
 from memdlm.memory.config import MemoryConfig
 from memdlm.memory.parametric_memory import ParametricMemory
@@ -115,7 +115,10 @@ def test_a_conversation_and_a_text_are_encoded_as_in_training(model, tokenizer) 
     ("prompts", "message"),
     [
         (["ada", ""], "prompt 2 is empty"),
-        ([" ".join(WORDS * 2)], "exceeds the model's context of 32 tokens: shorten the prompt"),
+        (
+            ["ada", " ".join(WORDS * 2)],
+            "^prompt 2: .* exceeds the model's context of 32 tokens: shorten the prompt",
+        ),
     ],
 )
 def test_prompts_that_cannot_be_answered_are_refused_before_any_is(
@@ -124,6 +127,14 @@ def test_prompts_that_cannot_be_answered_are_refused_before_any_is(
     monkeypatch.setattr("memdlm.inference.decode", None)
     with pytest.raises(DataError, match=message):
         generate(model, tokenizer, prompts, SAMPLING)
+
+
+def test_a_prompt_outside_a_list_is_refused(model, tokenizer) -> None:
+    with pytest.raises(UsageError, match=r"give a list of them, e.g. \[prompt\]"):
+        generate(model, tokenizer, PROMPTS[0], SAMPLING)
+    conversation = [{"role": "user", "content": PROMPTS[0]}]
+    with pytest.raises(UsageError, match="prompt 1 is a dict; give a text or a list of messages"):
+        generate(model, tokenizer, conversation, SAMPLING)
 
 
 def test_a_scope_without_modules_and_an_empty_batch_are_refused(model, tokenizer) -> None:
