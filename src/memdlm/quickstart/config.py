@@ -41,8 +41,12 @@ class QuickstartConfig:
     )
 
     memory: MemoryConfig = field(
-        default_factory=MemoryConfig,
-        metadata={"help": "Memory of the MemDLM run, in training and at inference."},
+        default_factory=lambda: MemoryConfig(learning_rate=0.02),
+        metadata={
+            "help": "Memory of the MemDLM run, in training and at inference. The paper's settings "
+            "but for the inner learning rate: 0.1 all but stores the answers in a network of this "
+            "width, which then learns little else (docs/log.md)."
+        },
     )
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def test_results_hold_settings_versions_seed_and_figures(
     results, output = outcome
     assert json.loads((output / "results.json").read_text()) == json.loads(json.dumps(results))
     assert results["config"]["seed"] == 0
-    assert results["config"]["memory"]["learning_rate"] == MemoryConfig().learning_rate
+    assert results["config"]["memory"] == asdict(QuickstartConfig().memory)
     assert {"python", "torch", "transformers", "memdlm"} <= results["versions"].keys()
     assert tuple(results["settings"]) == SETTINGS
     for figures in results["settings"].values():
