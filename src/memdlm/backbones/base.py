@@ -315,9 +315,7 @@ class DiffusionMaskedLM(DiffusionPreTrainedModel):
         if valid is not None:
             hidden = hidden.flatten(0, 1).index_select(0, valid)
         logits = self.lm_head(hidden)
-        loss = None
-        if labels is not None:
-            loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+        loss = None if labels is None else _mean_loss(logits, labels)
         output = MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=tuple(collect) if collect else None
         )
@@ -328,3 +326,7 @@ def _refuse_unknown(arguments: dict[str, Any]) -> None:
     given = [name for name, value in arguments.items() if value is not None and value is not False]
     if given:
         raise TypeError(f"unknown arguments {sorted(given)}")
+
+
+def _mean_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())

@@ -72,20 +72,7 @@ class MemDLMTrainer(Trainer):
             UsageError: If `model` holds no memdlm backbone, or `args` is no `MemDLMConfig`.
         """
         args = args or MemDLMConfig(output_dir="runs/memdlm")
-        if not isinstance(args, MemDLMConfig):
-            raise UsageError(
-                f"args is a {type(args).__name__}; use MemDLMConfig, which takes the same fields"
-            )
-        if kwargs.get("compute_metrics") is not None:
-            raise ConfigError(
-                "compute_metrics: evaluation returns losses alone, so it would never be called; "
-                "read eval_loss and eval_nll, or score answers of memdlm.generate"
-            )
-        if args.n_gpu > 1:
-            raise ConfigError(
-                f"{args.n_gpu} GPUs are visible to one process; launch with `accelerate launch` or "
-                "`torchrun --nproc-per-node`, or set CUDA_VISIBLE_DEVICES=0"
-            )
+        _check_call(args, kwargs.get("compute_metrics"))
         if peft_config is not None:
             from peft import get_peft_model
 
@@ -251,6 +238,23 @@ class MemDLMTrainer(Trainer):
         if "loss" in logs:
             logs = {**logs, **self.metrics["train"].pop()}
         super().log(logs, start_time)
+
+
+def _check_call(args: Any, compute_metrics: Any) -> None:
+    if not isinstance(args, MemDLMConfig):
+        raise UsageError(
+            f"args is a {type(args).__name__}; use MemDLMConfig, which takes the same fields"
+        )
+    if compute_metrics is not None:
+        raise ConfigError(
+            "compute_metrics: evaluation returns losses alone, so it would never be called; "
+            "read eval_loss and eval_nll, or score answers of memdlm.generate"
+        )
+    if args.n_gpu > 1:
+        raise ConfigError(
+            f"{args.n_gpu} GPUs are visible to one process; launch with `accelerate launch` or "
+            "`torchrun --nproc-per-node`, or set CUDA_VISIBLE_DEVICES=0"
+        )
 
 
 def _load_official(model: DiffusionMaskedLM, folder: str) -> None:
