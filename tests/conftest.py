@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from memdlm.backbones.base import DiffusionMaskedLM
+from memdlm.backbones.dream import DreamConfig, DreamForMaskedLM
 from memdlm.backbones.llada import LLaDAConfig, LLaDAForMaskedLM
+from memdlm.backbones.llada2 import LLaDA2Config, LLaDA2ForMaskedLM
 from memdlm.backbones.llada_moe import LLaDAMoEConfig, LLaDAMoEForMaskedLM
 from memdlm.diffusion.states import CleanBatch
 
@@ -23,6 +25,44 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+DENSE_LLADA = {
+    "d_model": 32,
+    "n_layers": 4,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "mlp_hidden_size": 40,
+    "init_std": 0.2,
+    "max_sequence_length": 64,
+}
+OTHERS = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "initializer_range": 0.2,
+    "max_position_embeddings": 64,
+}
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2}
+GROUPS = {"moe_intermediate_size": 20, "n_group": 3, "topk_group": 2}
+FAMILIES: dict[str, tuple[type, type, dict[str, Any]]] = {
+    "llada": (LLaDAConfig, LLaDAForMaskedLM, DENSE_LLADA),
+    "llada_moe": (
+        LLaDAMoEConfig,
+        LLaDAMoEForMaskedLM,
+        {**OTHERS, **EXPERTS, "dense_intermediate_size": 40, "expert_intermediate_size": 20},
+    ),
+    "llada2": (
+        LLaDA2Config,
+        LLaDA2ForMaskedLM,
+        {**OTHERS, **EXPERTS, **GROUPS, "num_key_value_heads": 2, "intermediate_size": 40},
+    ),
+    "dream": (
+        DreamConfig,
+        DreamForMaskedLM,
+        {**OTHERS, "num_key_value_heads": 2, "intermediate_size": 40},
+    ),
+}
+
+
 def make_model(family: str = "llada", seed: int = 0, **overrides: Any) -> DiffusionMaskedLM:
     """Build a four-layer model with weights large enough that every part of it matters."""
     common = {
@@ -31,30 +71,13 @@ def make_model(family: str = "llada", seed: int = 0, **overrides: Any) -> Diffus
         "pad_token_id": PAD,
         "eos_token_id": PAD,
     }
+    config_class, model_class, sizes = FAMILIES[family]
     torch.manual_seed(seed)
-    if family == "llada":
-        sizes = {
-            "d_model": 32,
-            "n_layers": 4,
-            "n_heads": 4,
-            "n_kv_heads": 2,
-            "mlp_hidden_size": 40,
-            "init_std": 0.2,
-            "max_sequence_length": 64,
-        }
-        return LLaDAForMaskedLM(LLaDAConfig(**{**common, **sizes, **overrides}))
-    sizes = {
-        "hidden_size": 32,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "dense_intermediate_size": 40,
-        "expert_intermediate_size": 20,
-        "num_experts": 6,
-        "num_experts_per_tok": 2,
-        "initializer_range": 0.2,
-        "max_position_embeddings": 64,
-    }
-    return LLaDAMoEForMaskedLM(LLaDAMoEConfig(**{**common, **sizes, **overrides}))
+    model = model_class(config_class(**{**common, **sizes, **overrides}))
+    for name, tensor in model.state_dict().items():
+        if name.endswith("bias"):  # biases start at zero, which would hide what they do
+            torch.nn.init.normal_(tensor, std=0.2)
+    return model
 
 
 def make_batch(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from memdlm.backbones.llada import OFFICIAL_NAMES
+from memdlm.backbones import llada, llada2
 from memdlm.backbones.loading import load_model
 from memdlm.diffusion.objective import ObjectiveConfig
 from memdlm.diffusion.states import CleanBatch, State
@@ -285,9 +285,10 @@ def _native(key: str) -> tuple[str, tuple[int, ...]]:
 
 def _outer_gradient(model: torch.nn.Module, name: str) -> torch.Tensor:
     """Return the gradient of the base weight with this official name."""
-    if name.startswith("model.transformer."):
-        for pattern, replacement in OFFICIAL_NAMES.items():
-            name = re.sub(pattern, replacement, name)
+    is_dense_llada = name.startswith("model.transformer.")
+    names = llada.OFFICIAL_NAMES if is_dense_llada else llada2.OFFICIAL_NAMES
+    for pattern, replacement in names.items():
+        name = re.sub(pattern, replacement, name)
     match = re.fullmatch(r"(.*\.experts)\.(\d+)\.(\w+)\.weight", name)
     if match is None:
         gradient = model.get_parameter(name).grad

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from memdlm.backbones.base import DiffusionMaskedLM
+from memdlm.backbones.dream import DreamConfig, DreamForMaskedLM
 from memdlm.backbones.llada import LLaDAConfig, LLaDAForMaskedLM
+from memdlm.backbones.llada2 import LLaDA2Config, LLaDA2ForMaskedLM
 from memdlm.backbones.llada_moe import LLaDAMoEConfig, LLaDAMoEForMaskedLM
 from memdlm.errors import ConfigError, DataError
 from memdlm.seeding import derive_seed, preserved_rng
@@ -36,11 +38,15 @@ class TinySizes:
     context_length: int = field(
         default=4096, metadata={"help": "Longest input in tokens, prompt and response together."}
     )
-    num_experts: int = field(default=8, metadata={"help": "llada_moe: routed experts of a layer."})
-    num_experts_per_token: int = field(
-        default=2, metadata={"help": "llada_moe: experts that a token visits."}
+    num_experts: int = field(
+        default=8, metadata={"help": "llada_moe, llada2: routed experts of a layer."}
     )
-    expert_width: int = field(default=64, metadata={"help": "llada_moe: inner width of an expert."})
+    num_experts_per_token: int = field(
+        default=2, metadata={"help": "llada_moe, llada2: experts that a token visits."}
+    )
+    expert_width: int = field(
+        default=64, metadata={"help": "llada_moe, llada2: inner width of an expert."}
+    )
     init_std: float = field(
         default=0.02, metadata={"help": "Standard deviation of the initial weights."}
     )
@@ -106,9 +112,61 @@ def tiny_llada_moe_config(
     )
 
 
+def tiny_llada2_config(
+    vocab_size: int, mask_token_id: int, pad_token_id: int, eos_token_id: int, **sizes: Any
+) -> LLaDA2Config:
+    """Return a config of `TinySizes(**sizes)`: a dense layer, then experts in groups of two."""
+    tiny = TinySizes(**sizes)
+    groups = 1 if tiny.num_experts % 2 else tiny.num_experts // 2
+    needed = min(groups, (tiny.num_experts_per_token + 1) // 2)
+    return LLaDA2Config(
+        vocab_size=vocab_size,
+        hidden_size=tiny.width,
+        num_hidden_layers=tiny.num_layers,
+        num_attention_heads=tiny.num_heads,
+        num_key_value_heads=tiny.num_heads,
+        intermediate_size=tiny.mlp_width,
+        moe_intermediate_size=tiny.expert_width,
+        num_experts=tiny.num_experts,
+        num_experts_per_tok=tiny.num_experts_per_token,
+        n_group=groups,
+        topk_group=max(groups // 2, needed),
+        partial_rotary_factor=1.0,  # half of a tiny head may be odd
+        max_position_embeddings=tiny.context_length,
+        rope_theta=10_000.0,
+        initializer_range=tiny.init_std,
+        mask_token_id=mask_token_id,
+        pad_token_id=pad_token_id,
+        eos_token_id=eos_token_id,
+    )
+
+
+def tiny_dream_config(
+    vocab_size: int, mask_token_id: int, pad_token_id: int, eos_token_id: int, **sizes: Any
+) -> DreamConfig:
+    """Return a dense config of `TinySizes(**sizes)` with biases and shifted logits."""
+    tiny = TinySizes(**sizes)
+    return DreamConfig(
+        vocab_size=vocab_size,
+        hidden_size=tiny.width,
+        num_hidden_layers=tiny.num_layers,
+        num_attention_heads=tiny.num_heads,
+        num_key_value_heads=tiny.num_heads,
+        intermediate_size=tiny.mlp_width,
+        max_position_embeddings=tiny.context_length,
+        rope_theta=10_000.0,
+        initializer_range=tiny.init_std,
+        mask_token_id=mask_token_id,
+        pad_token_id=pad_token_id,
+        eos_token_id=eos_token_id,
+    )
+
+
 TINY_FAMILIES: dict[str, tuple[Callable[..., Any], Callable[[Any], DiffusionMaskedLM]]] = {
     "llada": (tiny_llada_config, LLaDAForMaskedLM),
     "llada_moe": (tiny_llada_moe_config, LLaDAMoEForMaskedLM),
+    "llada2": (tiny_llada2_config, LLaDA2ForMaskedLM),
+    "dream": (tiny_dream_config, DreamForMaskedLM),
 }
 
 

@@ -119,7 +119,8 @@ def test_hidden_states_and_tuples(family, build_model):
     output = model(ids, output_hidden_states=True)
     assert len(output.hidden_states) == 5
     assert torch.equal(output.hidden_states[0], model.model.embed_tokens(ids))
-    assert torch.equal(model.lm_head(output.hidden_states[-1]), output.logits)
+    sources = model.source_positions(torch.arange(ids.shape[1]))
+    assert torch.equal(model.lm_head(output.hidden_states[-1][:, sources]), output.logits)
     assert torch.equal(model(ids, return_dict=False)[0], output.logits)
 
 

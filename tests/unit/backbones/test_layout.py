@@ -12,12 +12,14 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForMaskedLM
 
+from memdlm.backbones.dream import DreamConfig
 from memdlm.backbones.llada import LLaDAConfig, LLaDAForMaskedLM
+from memdlm.backbones.llada2 import LLaDA2Config
 from memdlm.backbones.llada_moe import LLaDAMoEConfig, LLaDAMoEForMaskedLM
 from memdlm.backbones.loading import load_model
 from memdlm.errors import CheckpointError
 
-OFFICIAL = ["llada", "lladamoe", "lladamoe_variant"]
+OFFICIAL = ["llada", "lladamoe", "lladamoe_variant", "llada2", "llada2_variant", "dream"]
 
 
 def tensors_in(folder: Path) -> dict[str, torch.Tensor]:
@@ -122,10 +124,13 @@ NULLS = {
         "attention_bias",
         "routed_scaling_factor",
     ),
+    "llada2": ("use_bias", "use_qkv_bias", "score_function", "use_qk_norm", "attention_dropout"),
+    "llada2_variant": ("first_k_dense_replace", "num_key_value_heads", "partial_rotary_factor"),
+    "dream": ("attention_dropout", "use_sliding_window", "sliding_window", "max_window_layers"),
 }
 
 
-@pytest.mark.parametrize("name", ["llada", "lladamoe"])
+@pytest.mark.parametrize("name", NULLS)
 def test_nulls_mean_the_usual(name, copy_of, fixtures):
     folder = copy_of(name)
     edit(folder, **dict.fromkeys(NULLS[name]))
@@ -138,6 +143,9 @@ def test_nulls_mean_the_usual(name, copy_of, fixtures):
 def test_published_mask_tokens_are_known_though_configs_lack_them():
     assert LLaDAConfig(n_layers=1).mask_token_id == 126336
     assert LLaDAMoEConfig(num_hidden_layers=1).mask_token_id == 156895
+    assert LLaDA2Config(num_hidden_layers=1).mask_token_id == 156895
+    assert DreamConfig(num_hidden_layers=1).mask_token_id == 151666
+    assert DreamConfig(num_hidden_layers=1, vocab_size=100).mask_token_id is None
     assert LLaDAConfig(n_layers=1, vocab_size=100).mask_token_id is None
     assert LLaDAConfig(n_layers=1, vocab_size=100, mask_token_id=7).mask_token_id == 7
 
@@ -164,6 +172,19 @@ def test_published_mask_tokens_are_known_though_configs_lack_them():
         ("lladamoe", "norm_topk_prob", True),
         ("lladamoe", "tie_word_embeddings", True),
         ("lladamoe", "rope_scaling", {"rope_type": "linear", "factor": 2.0}),
+        ("llada2", "score_function", "softmax"),
+        ("llada2", "use_qk_norm", False),
+        ("llada2", "norm_topk_prob", False),
+        ("llada2", "norm_head", True),
+        ("llada2", "embedding_dropout", 0.1),
+        ("llada2", "output_dropout", 0.1),
+        ("llada2", "use_sliding_window", True),
+        ("llada2", "tie_word_embeddings", True),
+        ("llada2", "rope_scaling", {"rope_type": "linear", "factor": 2.0}),
+        ("dream", "use_sliding_window", True),
+        ("dream", "use_mrope", True),
+        ("dream", "tie_word_embeddings", True),
+        ("dream", "rope_scaling", {"rope_type": "linear", "factor": 2.0}),
     ],
 )
 def test_a_feature_that_is_not_implemented_is_refused_by_name(name, field, value, copy_of):
@@ -206,7 +227,7 @@ def run(code: str) -> None:
 def test_auto_classes_know_the_families_in_either_import_order(imports, fixtures):
     run(
         f"{imports}\n"
-        f"for name in {OFFICIAL[:2]!r}:\n"
+        f"for name in {OFFICIAL!r}:\n"
         f"    path = {str(fixtures / 'backbones')!r} + '/' + name\n"
         "    model = AutoModelForMaskedLM.from_pretrained(path)\n"
         "    assert type(model).__module__.startswith('memdlm.'), type(model)\n"
