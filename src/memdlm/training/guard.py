@@ -62,3 +62,18 @@ class NonFiniteGuard(TrainerCallback):
                     f"to step {state.global_step + 1}): lower memory.learning_rate or "
                     "memory.clip_norm, or set memory.enabled: false for Standard MDLM"
                 )
+
+    def on_train_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Check the weights once: no later loss would show what the last update did to them.
+
+        Raises:
+            NonFiniteError: If a trained weight is inf or nan.
+        """
+        trained = [] if model is None else [p for p in model.parameters() if p.requires_grad]
+        if not all(bool(parameter.detach().isfinite().all()) for parameter in trained):
+            raise NonFiniteError(
+                f"training ended at step {state.global_step} with inf or nan in the weights: lower "
+                "learning_rate or max_grad_norm and start again"
+            )

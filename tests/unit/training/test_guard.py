@@ -42,6 +42,18 @@ def test_a_nan_loss_stops_before_the_update(memory, accumulation, build_model, t
     assert sum(len(module._forward_hooks) for module in model.modules()) == 0
 
 
+def test_a_last_update_that_spoils_the_weights_is_no_success(build_model, train):
+    class SpoilTheGradient(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 1:
+                model.lm_head.weight.grad[5, 0] = float("nan")
+
+    callbacks = [SpoilTheGradient()]
+    with pytest.raises(NonFiniteError, match="ended at step 2 with inf or nan in the weights"):
+        train(build_model("llada"), memory=OFF, callbacks=callbacks, max_steps=2)
+    train(build_model("llada"), memory=OFF, callbacks=callbacks, max_steps=1)
+
+
 def test_dropped_memories_are_counted_and_the_step_is_standard_mdlm(build_model, train):
     dropped = train(build_model("llada"), memory=DIVERGING, max_steps=9)
     plain = train(build_model("llada"), memory=OFF, max_steps=9)
