@@ -40,6 +40,13 @@ class QuickstartConfig:
         default=96, metadata={"help": "Held-out variable_tracking rows for the exposure bias."}
     )
 
+    num_threads: int = field(
+        default=1,
+        metadata={
+            "help": "CPU threads. More hardly pay for a network this small, cost up to ten times on "
+            "a busy machine, and round differently."
+        },
+    )
     memory: MemoryConfig = field(
         default_factory=lambda: MemoryConfig(learning_rate=0.02),
         metadata={
@@ -55,7 +62,7 @@ class QuickstartConfig:
         Raises:
             ConfigError: Naming the setting.
         """
-        counts = ("train_length", "num_train_examples", "num_steps", "batch_size")
+        counts = ("train_length", "num_train_examples", "num_steps", "batch_size", "num_threads")
         for name in (*counts, "num_eval_examples", "num_bias_examples"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"quickstart.{name}: {getattr(self, name)} must be at least 1")

@@ -53,6 +53,21 @@ def run_quickstart(
         callbacks: Trainer callbacks, such as a progress display.
     """
     begin = time.perf_counter()
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(config.num_threads)
+    try:
+        results = _run(config, output, announce, callbacks)
+    finally:
+        torch.set_num_threads(num_threads)
+    results["seconds"]["total"] = round(time.perf_counter() - begin, 1)
+    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return results
+
+
+def _run(
+    config: QuickstartConfig, output: Path, announce: Announce, callbacks: Sequence[Any]
+) -> dict[str, Any]:
+    """Train both methods and evaluate all settings; return the results."""
     start, tokenizer = load_start()
     rows = training_rows(config, tokenizer)
     announce(rows.report.line())
@@ -76,8 +91,7 @@ def run_quickstart(
         memory_config = config.memory if use_memory else None
         settings[setting] = evaluate_setting(models[name], tokenizer, config, memory_config)
     seconds["evaluate"] = round(time.perf_counter() - since, 1)
-    seconds["total"] = round(time.perf_counter() - begin, 1)
-    results = {
+    return {
         "config": asdict(config),
         "objective": asdict(OBJECTIVE),
         "versions": collect_versions(),
@@ -90,8 +104,6 @@ def run_quickstart(
         "settings": settings,
         "curves": curves,
     }
-    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    return results
 
 
 def training_rows(config: QuickstartConfig, tokenizer: Any) -> EncodedDataset:
