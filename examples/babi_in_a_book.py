@@ -17,7 +17,7 @@ import random
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from memdlm.errors import DataError, MemDLMError, UsageError
@@ -113,20 +113,29 @@ def build(arguments: argparse.Namespace) -> None:
 def evaluate(arguments: argparse.Namespace) -> None:
     """Print the share of exact answers as one JSON line."""
     from memdlm.backbones.loading import load_model, load_tokenizer
+    from memdlm.cli.run_folder import RunFolder
+    from memdlm.cli.settings import build
     from memdlm.data.readers import read_records
     from memdlm.inference import generate
     from memdlm.memory.config import MemoryConfig
     from memdlm.sampling.config import SamplingConfig
 
     rows = [record.values for record in read_records(arguments.data, arguments.limit)]
-    model, tokenizer = load_model(arguments.model), load_tokenizer(arguments.model)
+    folder, memory = arguments.model, MemoryConfig()
+    run = RunFolder(Path(arguments.model))
+    if run.is_run:
+        # A memory as the run was trained with, or would have been.
+        folder = str(run.result())
+        memory = build(MemoryConfig, run.recorded_recipe()["memory"], source=arguments.model)
+    memory = replace(memory, enabled=arguments.memory == "on")
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
     longest = max(len(row["completion"].split()) for row in rows)
     answers = generate(
         model,
         tokenizer,
         [row["prompt"] for row in rows],
         SamplingConfig(max_new_tokens=longest + 1),
-        MemoryConfig() if arguments.memory == "on" else None,
+        memory,
         batch_size=50,
     )
     hits = [
@@ -158,7 +167,7 @@ def main() -> int:
     make.add_argument("--overwrite", action="store_true")
     make.set_defaults(run=build)
     score = commands.add_parser("evaluate", help="score a model on a set")
-    score.add_argument("--model", required=True, help="model folder")
+    score.add_argument("--model", required=True, help="run folder or model folder")
     score.add_argument("--data", required=True, help="a test.jsonl")
     score.add_argument("--memory", choices=("on", "off"), default="off")
     score.add_argument("--limit", type=int, default=None, help="score only the first rows")

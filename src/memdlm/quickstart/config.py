@@ -43,8 +43,8 @@ class QuickstartConfig:
     num_threads: int = field(
         default=1,
         metadata={
-            "help": "CPU threads. More hardly pay for a network this small, cost up to ten times on "
-            "a busy machine, and round differently."
+            "help": "CPU threads. More hardly pay for a network this small, cost up to ten times "
+            "on a busy machine, and round differently."
         },
     )
     memory: MemoryConfig = field(
