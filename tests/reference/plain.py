@@ -45,6 +45,7 @@ class PlainModel:
         self.weights = weights_of(model)
         self.config = model.config
         self.is_moe = hasattr(model.config, "num_experts")
+        self.predicts_next = model.config.model_type == "Dream"
 
     def linear(self, x, weight, name, fast, scale, expert=None):
         y = x @ weight.T
@@ -67,7 +68,8 @@ class PlainModel:
 
         def project(name):
             weight = weights[f"{path}.{name}_proj.weight"]
-            return self.linear(x, weight, f"{layer}.self_attn.{name}_proj", fast, scale)
+            y = self.linear(x, weight, f"{layer}.self_attn.{name}_proj", fast, scale)
+            return y + weights.get(f"{path}.{name}_proj.bias", 0)
 
         q, k, v = project("q"), project("k"), project("v")
         mixed = []
@@ -129,8 +131,10 @@ class PlainModel:
         return x
 
     def normed(self, ids, fast=None, scale=1.0):
+        """Return the states [L, H] from which each position is predicted, after the norm."""
         norm = self.weights["model.norm.weight"]
-        return rms_norm(self.hidden(ids, fast, scale), norm, self.config.rms_norm_eps)
+        states = rms_norm(self.hidden(ids, fast, scale), norm, self.config.rms_norm_eps)
+        return torch.cat([states[:1], states[:-1]]) if self.predicts_next else states
 
     def log_probabilities(self, ids, fast=None, scale=1.0):
         logits = self.normed(ids, fast, scale) @ self.weights["lm_head.weight"].T

@@ -169,3 +169,20 @@ def test_one_and_four_steps(build_model, batch):
     for num_steps in (1, 4):
         memory = MemoryConfig(num_steps=num_steps, rank=2, alpha=4.0, layer_fraction=0.25)
         check(build_model("llada"), batch, memory)
+
+
+@pytest.mark.parametrize(
+    ("loss", "supervision"),
+    [("cross_entropy", "masked"), ("kl", "newly_revealed"), ("hidden_mse", "masked")],
+)
+def test_a_backbone_that_predicts_the_next_token(loss, supervision, build_model, batch):
+    memory = MemoryConfig(
+        loss=loss,
+        supervision=supervision,
+        scope="ffn_attention",
+        rank=3,
+        alpha=6.0,
+        layer_fraction=0.5,
+    )
+    # float64, since the slope in the direction drawn is small beside its float32 terms
+    check(build_model("dream").double(), batch, memory)
