@@ -37,7 +37,7 @@ bench: $(DEV_STAMP) ## time, memory and FLOPs of one training step
 	$(BIN)/python -m benchmarks.speed.step
 
 clean: ## remove .venv and caches; runs/ stays
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) .mypy_cache src/.mypy_cache .pytest_cache .ruff_cache build dist
 	find src tests $(wildcard benchmarks) -type d -name __pycache__ -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt
