@@ -187,7 +187,12 @@ def test_the_moe_pad_embedding_is_never_trained_and_the_dense_one_is(build_model
     ("family", "dtype", "similarity"),
     # torch 2.13 can trace the grouped product of the experts in bf16 only, and there a rounding
     # may send a token to another expert.
-    [("llada", torch.float32, 1 - 1e-5), ("llada_moe", torch.bfloat16, 0.99)],
+    [
+        ("llada", torch.float32, 1 - 1e-5),
+        ("llada_moe", torch.bfloat16, 0.99),
+        ("llada2", torch.bfloat16, 0.99),
+        ("dream", torch.float32, 1 - 1e-5),
+    ],
 )
 def test_compiling_gives_the_same_logits(family, dtype, similarity, build_model):
     model = build_model(family).to(dtype).eval()
