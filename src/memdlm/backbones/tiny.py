@@ -69,105 +69,77 @@ class TinySizes:
             )
 
 
-def tiny_llada_config(
-    vocab_size: int, mask_token_id: int, pad_token_id: int, eos_token_id: int, **sizes: Any
-) -> LLaDAConfig:
-    """Return a dense config of `TinySizes(**sizes)` for these tokens."""
-    tiny = TinySizes(**sizes)
-    return LLaDAConfig(
-        vocab_size=vocab_size,
-        d_model=tiny.width,
-        n_layers=tiny.num_layers,
-        n_heads=tiny.num_heads,
-        mlp_hidden_size=tiny.mlp_width,
-        max_sequence_length=tiny.context_length,
-        rope_theta=10_000.0,
-        init_std=tiny.init_std,
-        mask_token_id=mask_token_id,
-        pad_token_id=pad_token_id,
-        eos_token_id=eos_token_id,
-    )
+def _no_extras(tiny: TinySizes) -> dict[str, Any]:
+    return {}
 
 
-def tiny_llada_moe_config(
-    vocab_size: int, mask_token_id: int, pad_token_id: int, eos_token_id: int, **sizes: Any
-) -> LLaDAMoEConfig:
-    """Return a mixture-of-experts config of `TinySizes(**sizes)` for these tokens."""
-    tiny = TinySizes(**sizes)
-    return LLaDAMoEConfig(
-        vocab_size=vocab_size,
-        hidden_size=tiny.width,
-        num_hidden_layers=tiny.num_layers,
-        num_attention_heads=tiny.num_heads,
-        dense_intermediate_size=tiny.mlp_width,
-        expert_intermediate_size=tiny.expert_width,
-        num_experts=tiny.num_experts,
-        num_experts_per_tok=tiny.num_experts_per_token,
-        max_position_embeddings=tiny.context_length,
-        rope_theta=10_000.0,
-        initializer_range=tiny.init_std,
-        mask_token_id=mask_token_id,
-        pad_token_id=pad_token_id,
-        eos_token_id=eos_token_id,
-    )
+def _experts(tiny: TinySizes) -> dict[str, Any]:
+    return {
+        "moe_intermediate_size": tiny.expert_width,
+        "num_experts": tiny.num_experts,
+        "num_experts_per_tok": tiny.num_experts_per_token,
+    }
 
 
-def tiny_llada2_config(
-    vocab_size: int, mask_token_id: int, pad_token_id: int, eos_token_id: int, **sizes: Any
-) -> LLaDA2Config:
-    """Return a config of `TinySizes(**sizes)`: a dense layer, then experts in groups of two."""
-    tiny = TinySizes(**sizes)
+def _grouped_experts(tiny: TinySizes) -> dict[str, Any]:
+    """Return a dense layer, then experts in groups of two."""
     groups = 1 if tiny.num_experts % 2 else tiny.num_experts // 2
     needed = min(groups, (tiny.num_experts_per_token + 1) // 2)
-    return LLaDA2Config(
-        vocab_size=vocab_size,
-        hidden_size=tiny.width,
-        num_hidden_layers=tiny.num_layers,
-        num_attention_heads=tiny.num_heads,
-        num_key_value_heads=tiny.num_heads,
-        intermediate_size=tiny.mlp_width,
-        moe_intermediate_size=tiny.expert_width,
-        num_experts=tiny.num_experts,
-        num_experts_per_tok=tiny.num_experts_per_token,
-        n_group=groups,
-        topk_group=max(groups // 2, needed),
-        partial_rotary_factor=1.0,  # half of a tiny head may be odd
-        max_position_embeddings=tiny.context_length,
-        rope_theta=10_000.0,
-        initializer_range=tiny.init_std,
-        mask_token_id=mask_token_id,
-        pad_token_id=pad_token_id,
-        eos_token_id=eos_token_id,
-    )
+    return {
+        **_experts(tiny),
+        "n_group": groups,
+        "topk_group": max(groups // 2, needed),
+        "partial_rotary_factor": 1.0,  # half of a tiny head may be odd
+    }
 
 
-def tiny_dream_config(
-    vocab_size: int, mask_token_id: int, pad_token_id: int, eos_token_id: int, **sizes: Any
-) -> DreamConfig:
-    """Return a dense config of `TinySizes(**sizes)` with biases and shifted logits."""
-    tiny = TinySizes(**sizes)
-    return DreamConfig(
-        vocab_size=vocab_size,
-        hidden_size=tiny.width,
-        num_hidden_layers=tiny.num_layers,
-        num_attention_heads=tiny.num_heads,
-        num_key_value_heads=tiny.num_heads,
-        intermediate_size=tiny.mlp_width,
-        max_position_embeddings=tiny.context_length,
-        rope_theta=10_000.0,
-        initializer_range=tiny.init_std,
-        mask_token_id=mask_token_id,
-        pad_token_id=pad_token_id,
-        eos_token_id=eos_token_id,
-    )
+@dataclass(frozen=True)
+class TinyFamily:
+    """How a family is built, and the fields of its config that the others lack."""
+
+    config_class: Callable[..., Any]
+    model_class: Callable[[Any], DiffusionMaskedLM]
+    extras: Callable[[TinySizes], dict[str, Any]] = _no_extras
 
 
-TINY_FAMILIES: dict[str, tuple[Callable[..., Any], Callable[[Any], DiffusionMaskedLM]]] = {
-    "llada": (tiny_llada_config, LLaDAForMaskedLM),
-    "llada_moe": (tiny_llada_moe_config, LLaDAMoEForMaskedLM),
-    "llada2": (tiny_llada2_config, LLaDA2ForMaskedLM),
-    "dream": (tiny_dream_config, DreamForMaskedLM),
+TINY_FAMILIES: dict[str, TinyFamily] = {
+    "llada": TinyFamily(LLaDAConfig, LLaDAForMaskedLM),
+    "llada_moe": TinyFamily(LLaDAMoEConfig, LLaDAMoEForMaskedLM, _experts),
+    "llada2": TinyFamily(LLaDA2Config, LLaDA2ForMaskedLM, _grouped_experts),
+    "dream": TinyFamily(DreamConfig, DreamForMaskedLM),
 }
+
+
+def tiny_config(
+    family: str, sizes: TinySizes | None = None, rope_theta: float = 10_000.0, **token_ids: int
+) -> Any:
+    """Return the config of a tiny network.
+
+    Args:
+        family: A key of `TINY_FAMILIES`.
+        sizes: Its sizes; None for the defaults.
+        rope_theta: Base of the rotary embeddings.
+        **token_ids: `vocab_size`, `mask_token_id`, `pad_token_id` and `eos_token_id`.
+
+    Raises:
+        ConfigError: `family` is not in `TINY_FAMILIES`.
+    """
+    if family not in TINY_FAMILIES:
+        raise ConfigError(f"tiny.family: {family!r} is not one of {', '.join(TINY_FAMILIES)}")
+    tiny, row = sizes or TinySizes(), TINY_FAMILIES[family]
+    return row.config_class(
+        # Every family takes transformers' names beside its official ones.
+        hidden_size=tiny.width,
+        num_hidden_layers=tiny.num_layers,
+        num_attention_heads=tiny.num_heads,
+        num_key_value_heads=tiny.num_heads,
+        intermediate_size=tiny.mlp_width,
+        max_position_embeddings=tiny.context_length,
+        initializer_range=tiny.init_std,
+        rope_theta=rope_theta,
+        **token_ids,
+        **row.extras(tiny),
+    )
 
 
 def build_tiny(
@@ -184,8 +156,6 @@ def build_tiny(
         ConfigError: `family` is not in `TINY_FAMILIES`.
         DataError: The tokenizer lacks a mask, padding or end-of-text token.
     """
-    if family not in TINY_FAMILIES:
-        raise ConfigError(f"tiny.family: {family!r} is not one of {', '.join(TINY_FAMILIES)}")
     ids = {}
     for name in ("mask_token_id", "pad_token_id", "eos_token_id"):
         ids[name] = getattr(tokenizer, name)
@@ -194,8 +164,7 @@ def build_tiny(
                 f"the tokenizer has no {name.removesuffix('_id')}; set it, or build a tokenizer "
                 "with memdlm.data.tokenizer.build_word_tokenizer"
             )
-    build_config, model_class = TINY_FAMILIES[family]
-    config = build_config(vocab_size=len(tokenizer), **ids, **vars(sizes or TinySizes()))
+    config = tiny_config(family, sizes, vocab_size=len(tokenizer), **ids)
     with preserved_rng(torch.device("cpu")):
         torch.manual_seed(derive_seed(seed, "tiny_weights"))
-        return model_class(config)
+        return TINY_FAMILIES[family].model_class(config)

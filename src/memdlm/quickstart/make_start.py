@@ -14,16 +14,15 @@ from typing import Any
 
 import torch
 
-from memdlm.backbones.checkpoint_layout import set_rotary
 from memdlm.backbones.llada import LLaDAForMaskedLM
-from memdlm.backbones.tiny import tiny_llada_config
+from memdlm.backbones.tiny import TinySizes, tiny_config
 from memdlm.data.readers import read_records
 from memdlm.data.tasks import vocabulary
 from memdlm.data.tokenizer import build_word_tokenizer
 from memdlm.quickstart.pretraining import PretrainingConfig, pretrain
 from memdlm.seeding import derive_seed, preserved_rng
 
-START_SIZES = {
+START_SIZES: dict[str, Any] = {
     "width": 64,
     "num_layers": 4,
     "num_heads": 2,
@@ -40,15 +39,15 @@ def build_start(seed: int = 0, texts: Iterable[str] = ()) -> tuple[Any, Any]:
     Words of `texts` are known besides, for a start on other data.
     """
     tokenizer = build_word_tokenizer([" ".join(vocabulary())], extra_words=texts)
-    config = tiny_llada_config(
+    config = tiny_config(
+        "llada",
+        TinySizes(**START_SIZES),
+        ROTARY_BASE,
         vocab_size=len(tokenizer),
         mask_token_id=tokenizer.mask_token_id,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        **START_SIZES,
     )
-    config.rope_theta = ROTARY_BASE
-    set_rotary(config, ROTARY_BASE)
     with preserved_rng(torch.device("cpu")):
         torch.manual_seed(derive_seed(seed, "tiny_weights"))
         return LLaDAForMaskedLM(config), tokenizer

@@ -7,13 +7,12 @@ from memdlm.backbones.tiny import (
     TINY_FAMILIES,
     TinySizes,
     build_tiny,
-    tiny_llada_config,
-    tiny_llada_moe_config,
+    tiny_config,
 )
 from memdlm.data.tokenizer import build_word_tokenizer
 from memdlm.errors import ConfigError, DataError
 
-IDS = {"mask_token_id": 1, "pad_token_id": 0, "eos_token_id": 0}
+IDS = {"vocab_size": 50, "mask_token_id": 1, "pad_token_id": 0, "eos_token_id": 0}
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +49,15 @@ def test_building_leaves_the_global_random_state(tokenizer) -> None:
 
 
 def test_sizes_reach_the_configs() -> None:
-    dense = tiny_llada_config(50, **IDS, width=32, num_layers=2, num_heads=2, mlp_width=48)
+    dense_sizes = TinySizes(width=32, num_layers=2, num_heads=2, mlp_width=48)
+    dense = tiny_config("llada", dense_sizes, 500.0, **IDS)
     assert (dense.d_model, dense.n_layers, dense.n_heads, dense.mlp_hidden_size) == (32, 2, 2, 48)
-    moe = tiny_llada_moe_config(50, **IDS, num_experts=4, num_experts_per_token=1, expert_width=8)
+    assert dense.rope_theta == dense.rope_parameters["rope_theta"] == 500.0
+    few = TinySizes(num_experts=4, num_experts_per_token=1, expert_width=8)
+    moe = tiny_config("llada_moe", few, **IDS)
     assert (moe.num_experts, moe.num_experts_per_tok, moe.expert_intermediate_size) == (4, 1, 8)
-    assert tiny_llada_moe_config(50, **IDS).num_experts == 8
+    assert tiny_config("llada_moe", **IDS).num_experts == 8
+    assert tiny_config("llada2", few, **IDS).n_group == 2
 
 
 @pytest.mark.parametrize(
