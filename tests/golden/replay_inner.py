@@ -60,7 +60,7 @@ def replay(folder: Path) -> dict[str, float]:
 
     step = OuterStep(model, memory)
     gradients: list[dict[str, torch.Tensor]] = []
-    zero = OuterStep(model, memory)._initial_fast_weights(plan, None).tensors
+    zero = step.initial_fast_weights(plan).tensors
     result = step.forward(
         model,
         plan,

@@ -50,7 +50,7 @@ def check(model, batch, memory, tolerance=2e-5):
     objective = ObjectiveConfig(padding="excluded")
     trajectory, plan, t = lay_out(batch, memory, objective, model.config.mask_token_id)
     step = OuterStep(model, memory)
-    start = step._initial_fast_weights(plan, None)
+    start = step.initial_fast_weights(plan)
     initial = {name: tensor.clone() for name, tensor in start.tensors.items()}
     for name in initial:  # B = 0 would hide half of the equations in the first step
         if not name.endswith(".A"):

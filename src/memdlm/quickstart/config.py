@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from memdlm.data.tasks.config import TaskConfig
 from memdlm.errors import ConfigError
 from memdlm.memory.config import MemoryConfig
 
@@ -14,13 +15,7 @@ class QuickstartConfig:
 
     seed: int = field(default=0, metadata={"help": "Seed of data, masks and fast weights."})
     tasks: tuple[str, ...] = field(
-        default=(
-            "single_needle",
-            "multi_value_needle",
-            "variable_tracking",
-            "common_words",
-            "two_fact_story",
-        ),
+        default=TaskConfig().tasks,
         metadata={"help": "Generated tasks to train and evaluate on."},
     )
     train_length: int = field(

@@ -208,7 +208,9 @@ class OuterStep:
         if plan.inner is not None:
             assert self.placement is not None
             inner_plan = plan.inner
-            fast = self._initial_fast_weights(plan, initial)
+            fast = self.initial_fast_weights(plan)
+            if initial is not None:
+                fast.load(initial)
 
             def write_and_attach(hidden: torch.Tensor, inputs: LayerInputs) -> None:
                 nonlocal stats
@@ -235,21 +237,17 @@ class OuterStep:
             self._detach()
             self._detach = None
 
-    def _initial_fast_weights(
-        self, plan: StepPlan, initial: dict[str, torch.Tensor] | None
-    ) -> FastWeights:
+    def initial_fast_weights(self, plan: StepPlan) -> FastWeights:
+        """Return phi_0 as `forward` would draw it for `plan`; memory must be enabled."""
         assert self.placement is not None
         device = plan.noisy.device
         seed, *indices = plan.seed_indices
         # A meta tensor has no values to draw; its generator is the CPU's.
         source = torch.device("cpu") if device.type == "meta" else device
-        fast = FastWeights(
+        return FastWeights(
             self.placement,
             self.memory,
             plan.num_rows,
             device,
             generator(seed, "fast_weights", *indices, device=source),
         )
-        if initial is not None:
-            fast.load(initial)
-        return fast

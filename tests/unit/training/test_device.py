@@ -54,8 +54,7 @@ def test_device_and_host_agree_in_float32(
         if initial is None:
             # Generators of different devices draw different numbers.
             initial = {
-                key: value.clone()
-                for key, value in step._initial_fast_weights(plan, None).tensors.items()
+                key: value.clone() for key, value in step.initial_fast_weights(plan).tensors.items()
             }
         losses.append(step.forward(model, plan.to(device), initial=initial).loss.item())
         step.release()
