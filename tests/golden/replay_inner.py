@@ -6,7 +6,7 @@ losses, gradients, clipping, SGD, the outer loss and its gradients) is the libra
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def replay(folder: Path) -> dict[str, float]:
         case.batch(), case.anchor(), case.t, trajectory, objective, memory, (0, 0, 0, 0)
     )
     # The published code never hides padding from attention.
-    plan = type(plan)(**{**vars(plan), "attention_mask": None})
+    plan = replace(plan, attention_mask=None)
 
     step = OuterStep(model, memory)
     gradients: list[dict[str, torch.Tensor]] = []
