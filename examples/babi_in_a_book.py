@@ -112,7 +112,8 @@ def build(arguments: argparse.Namespace) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Print the share of exact answers as one JSON line."""
-    from memdlm.backbones.loading import load_model, load_tokenizer
+    from memdlm.backbones.loading import load_model
+    from memdlm.backbones.tokenizers import load_tokenizer
     from memdlm.cli.run_folder import RunFolder
     from memdlm.cli.settings import build
     from memdlm.data.readers import read_records

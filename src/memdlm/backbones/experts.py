@@ -1,10 +1,10 @@
-"""Fused mixture-of-experts layer with grouped matrix products and room for fast weights.
+"""Fused mixture-of-experts layer with grouped matrix products and room for deltas.
 
 Computes y = down(act(gate x) * up x) for every (token, expert) pair at once: pairs are sorted by
 expert, so each projection is one grouped product and no loop, count or mask ever visits the host.
-Fast weights add their low-rank or full deltas to the same sorted pairs without touching the base
-weights. Shapes: T tokens, K experts per token, S = T*K pairs, E experts, H width, I expert width,
-G groups of consecutive pairs.
+Fast weights and outer adapters add their low-rank or full deltas to the same sorted pairs without
+touching, or ever adding to, the base weights. Shapes: T tokens, K experts per token, S = T*K pairs,
+E experts, H width, I expert width, G groups of consecutive pairs.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class ExpertDelta(Protocol):
-    """What fast weights look like to one projection of the experts."""
+    """What fast weights or an adapter look like to one projection of the experts."""
 
     num_rows: int
     """Sequences with a memory of their own; 1 when all share one."""
@@ -67,8 +67,22 @@ class Experts(nn.Module):
             return self.hidden_size, self.intermediate_size
         return self.intermediate_size, self.hidden_size
 
+    def project(self, name: str, inputs: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        """Multiply by the stacked base weight `name`; what a quantised stack does otherwise.
+
+        Args:
+            name: `gate_up_proj` or `down_proj`.
+            inputs: [S, in], sorted by expert.
+            ends: Where each expert's pairs end [E] int32.
+        """
+        return grouped_linear(inputs, getattr(self, name), ends)
+
     def forward(
-        self, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        chosen: torch.Tensor,
+        weights: torch.Tensor,
+        adapter: Mapping[str, ExpertDelta] | None = None,
     ) -> torch.Tensor:
         """Return the weighted sum of the chosen experts [T, H].
 
@@ -76,9 +90,11 @@ class Experts(nn.Module):
             hidden: Token states [T, H].
             chosen: Experts of every token [T, K] int64.
             weights: Their weights [T, K], same dtype as `hidden`.
+            adapter: Deltas of an outer adapter by projection name, beside those attached.
         """
+        deltas = [source for source in (adapter, self._deltas) if source]
         num_tokens, top_k = chosen.shape
-        num_rows = max((delta.num_rows for delta in self._deltas.values()), default=1)
+        num_rows = max((d.num_rows for source in deltas for d in source.values()), default=1)
         tokens = torch.arange(num_tokens, device=hidden.device).repeat_interleave(
             top_k, output_size=num_tokens * top_k
         )
@@ -91,26 +107,24 @@ class Experts(nn.Module):
         ends = row_ends[num_rows - 1 :: num_rows].contiguous()
 
         inputs = hidden[token]  # [S, H]
-        gate_up = grouped_linear(inputs, self.gate_up_proj, ends)  # [S, 2I]
-        if "gate_proj" in self._deltas or "up_proj" in self._deltas:
-            # Added before the split: elementwise kernels round differently on half of a tensor and
-            # on a whole one, and a delta of zero must not change a bit.
-            halves = [self._delta(name, inputs, row_ends) for name in ("gate_proj", "up_proj")]
-            gate_up = gate_up + torch.cat(
-                [
+        gate_up = self.project("gate_up_proj", inputs, ends)  # [S, 2I]
+        for source in deltas:
+            if "gate_proj" in source or "up_proj" in source:
+                # Added before the split: elementwise kernels round differently on half of a tensor
+                # and on a whole one, and a delta of zero must not change a bit.
+                halves = [
                     gate_up.new_zeros(gate_up.shape[0], self.intermediate_size)
-                    if half is None
-                    else half
-                    for half in halves
-                ],
-                dim=-1,
-            )
+                    if name not in source
+                    else self._delta(source[name], inputs, ends, row_ends)
+                    for name in ("gate_proj", "up_proj")
+                ]
+                gate_up = gate_up + torch.cat(halves, dim=-1)
         gate, up = gate_up.chunk(2, dim=-1)
         inner = self.act_fn(gate) * up  # [S, I]
-        outputs = grouped_linear(inner, self.down_proj, ends)
-        extra = self._delta("down_proj", inner, row_ends)
-        if extra is not None:
-            outputs = outputs + extra
+        outputs = self.project("down_proj", inner, ends)
+        for source in deltas:
+            if "down_proj" in source:
+                outputs = outputs + self._delta(source["down_proj"], inner, ends, row_ends)
 
         outputs = outputs * weights.flatten()[order, None]
         # Back to token order and sum: unlike index_add_, this is deterministic on every device.
@@ -120,14 +134,17 @@ class Experts(nn.Module):
         return outputs[inverse].view(num_tokens, top_k, -1).sum(dim=1).to(hidden.dtype)
 
     def _delta(
-        self, name: str, inputs: torch.Tensor, row_ends: torch.Tensor
-    ) -> torch.Tensor | None:
-        delta = self._deltas.get(name)
-        if delta is None:
-            return None
-        if delta.num_rows * self.num_experts != row_ends.numel():
+        self,
+        delta: ExpertDelta,
+        inputs: torch.Tensor,
+        ends: torch.Tensor,
+        row_ends: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return one delta's addition: shared by all rows (one group an expert), or one a row."""
+        groups = ends if delta.num_rows == 1 else row_ends
+        if delta.num_rows * self.num_experts != groups.numel():
             raise ValueError("all fast weights of one layer must have the same number of rows")
-        return delta(inputs, row_ends)
+        return delta(inputs, groups)
 
     def extra_repr(self) -> str:
         """Show the sizes that the stacked weights hide."""

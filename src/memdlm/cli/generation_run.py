@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from memdlm.backbones.loading import default_device, load_model, load_tokenizer
+from memdlm.backbones.loading import default_device, load_model
+from memdlm.backbones.tokenizers import load_tokenizer
 from memdlm.cli.run_folder import RunFolder
 from memdlm.cli.settings import apply_overrides, build
 from memdlm.data.config import CHAT_TEMPLATE

@@ -16,8 +16,9 @@ from rich.console import Console
 from torch import nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
 
-from memdlm.backbones.loading import default_device, load_model, load_tokenizer
+from memdlm.backbones.loading import default_device, load_model
 from memdlm.backbones.tiny import build_tiny
+from memdlm.backbones.tokenizers import load_tokenizer
 from memdlm.cli.progress import MetricsFile, TrainingProgress
 from memdlm.cli.recipe import Recipe, RecipeData, TinyConfig, differences, resolved
 from memdlm.cli.run_folder import BASE, CHECKPOINTS, METRICS, RECIPE, VERSIONS, RunFolder

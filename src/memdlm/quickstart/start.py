@@ -7,7 +7,8 @@ settings and the log of that run.
 from pathlib import Path
 from typing import Any
 
-from memdlm.backbones.loading import load_model, load_tokenizer
+from memdlm.backbones.loading import load_model
+from memdlm.backbones.tokenizers import load_tokenizer
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 

@@ -9,13 +9,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from memdlm.backbones.loading import (
-    load_model,
-    load_tokenizer,
-    match_token_ids,
-    supported_architectures,
-)
+from memdlm.backbones.loading import load_model, supported_architectures
 from memdlm.backbones.tiny import TINY_FAMILIES, TinySizes, build_tiny
+from memdlm.backbones.tokenizers import load_tokenizer, match_token_ids
 from memdlm.data.tokenizer import build_word_tokenizer
 from memdlm.errors import CheckpointError, ConfigError, DataError
 

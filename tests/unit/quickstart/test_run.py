@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from memdlm.backbones.loading import load_model, load_tokenizer
+from memdlm.backbones.loading import load_model
+from memdlm.backbones.tokenizers import load_tokenizer
 from memdlm.data.tasks import vocabulary
 from memdlm.errors import ConfigError
 from memdlm.memory.config import MemoryConfig
