@@ -3,10 +3,10 @@
     python tests/golden/replay.py DIR...
 
 Each DIR is a fixture folder or any folder above some: `backbones/<name>`,
-`inner/<backbone>/<case>`, `schedule`, `tables`. Prints one JSON line per case and a summary, and
-exits 1 if a case deviates by more than the tolerance: logits 1e-4, losses 1e-5 relative, gradients
-and fast weights 1e-5 of the tensor's norm, counts exact. A checkpoint that the library refuses at
-load is reported as a refusal.
+`inner/<backbone>/<case>`, `infer/<case>`, `schedule`, `tables`. Prints one JSON line per case and a
+summary, and exits 1 if a case deviates by more than the tolerance: logits 1e-4, losses 1e-5
+relative, gradients and fast weights 1e-5 of the tensor's norm, counts and decoded tokens exact. A
+checkpoint that the library refuses at load is reported as a refusal.
 """
 
 import json
@@ -19,6 +19,7 @@ from memdlm.errors import MemDLMError
 sys.path.insert(0, str(Path(__file__).parent))
 
 import replay_backbones
+import replay_infer
 import replay_inner
 import replay_schedule
 
@@ -44,6 +45,8 @@ def find_cases(folder: Path) -> Iterator[tuple[str, Path]]:
         yield "backbones", folder
     elif (folder / "tensors.safetensors").exists() and (folder.parent / "model").is_dir():
         yield "inner", folder
+    elif (folder / "tensors.safetensors").exists() and folder.parent.name == "infer":
+        yield "infer", folder
     else:
         for child in sorted(path for path in folder.iterdir() if path.is_dir()):
             yield from find_cases(child)
@@ -52,6 +55,7 @@ def find_cases(folder: Path) -> Iterator[tuple[str, Path]]:
 REPLAYS = {
     "backbones": replay_backbones.replay,
     "inner": replay_inner.replay,
+    "infer": replay_infer.replay,
     "schedule": replay_schedule.replay_schedule,
     "tables": replay_schedule.replay_tables,
 }

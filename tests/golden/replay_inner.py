@@ -24,13 +24,13 @@ from memdlm.memory.trajectories.inconsistent import planned_ratios
 from memdlm.memory.trajectories.trajectory import realised_ratio
 from memdlm.training.outer_step import OuterStep, inner_view, lay_out_step
 
-_TRAJECTORIES = {
+TRAJECTORIES = {
     "pmc": "anchor_consistent",
     "pre_only": "pre_anchor_only",
     "no_progressive": "anchor_to_target",
     "progressive_memory": "inconsistent",
 }
-_LOSSES = {"ce": "cross_entropy", "distill": "kl", "distill_reverse": "reverse_kl"}
+LOSSES = {"ce": "cross_entropy", "distill": "kl", "distill_reverse": "reverse_kl"}
 _SUPERVISION = {"student_masked": "masked", "newly_revealed": "newly_revealed"}
 _PADDING = {"none": "supervised", "both": "excluded", "inner": "excluded_inner"}
 _WEIGHTING = {"scheduler": "schedule", "uniform": "uniform"}
@@ -68,14 +68,14 @@ def replay(folder: Path) -> dict[str, float]:
         observe=lambda index, grads: gradients.append(dict(grads)),
     )
     assert result.inner is not None and result.fast_weights is not None
-    worst["loss.inner"] = _relative(result.inner.losses.sum(dim=1), case.inner_losses())
+    worst["loss.inner"] = relative(result.inner.losses.sum(dim=1), case.inner_losses())
     worst["count"] += sum(
         int(update.num_clipped.sum()) != expected
         for update, expected in zip(result.inner.updates, case.clipped(), strict=True)
     )
     worst["gradient.inner"] = case.compare_gradients(gradients)
     worst["fast_weights"] = case.compare("final", result.fast_weights.tensors)
-    worst["loss.outer"] = _relative(result.loss.detach(), case.tensors["outer.loss"])
+    worst["loss.outer"] = relative(result.loss.detach(), case.tensors["outer.loss"])
     result.loss.backward()
     with torch.no_grad():
         logits = model(plan.noisy).logits  # still with the memory attached
@@ -111,7 +111,7 @@ class Case:
     def configs(self) -> tuple[MemoryConfig, ObjectiveConfig]:
         """Translate the published settings into ours."""
         old = self.settings
-        loss = _LOSSES.get(old["mem_inner_loss_type"]) or f"hidden_{old['mem_distill_hidden_type']}"
+        loss = LOSSES.get(old["mem_inner_loss_type"]) or f"hidden_{old['mem_distill_hidden_type']}"
         names = old["mem_inner_target_modules"].replace("ff_proj", "gate_proj")
         modules = tuple(names.replace("ff_out", "down_proj").split(","))
         if self.meta["backbone"] == "llada" and "ff_proj" not in old["mem_inner_target_modules"]:
@@ -129,7 +129,7 @@ class Case:
             num_epochs=old["mem_num_inner_epochs"],
             learning_rate=old["mem_inner_lr"],
             clip_norm=old["mem_inner_grad_clip"] or None,
-            trajectory=_TRAJECTORIES[old["mem_masking_strategy"]],
+            trajectory=TRAJECTORIES[old["mem_masking_strategy"]],
             pre_anchor_scale=old["mem_progressive_consistent_start_scale"],
             supervision=_SUPERVISION[old["mem_inner_loss_mask_mode"]],
             loss=loss,
@@ -308,5 +308,5 @@ def _of_norm(ours: torch.Tensor, golden: torch.Tensor) -> float:
     return ((ours - golden).norm() / golden.norm().clamp(min=1e-2)).item()
 
 
-def _relative(ours: torch.Tensor, golden: torch.Tensor) -> float:
+def relative(ours: torch.Tensor, golden: torch.Tensor) -> float:
     return ((ours - golden).abs() / golden.abs().clamp(min=1e-6)).max().item()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 CASES = [
     (kind, folder)
-    for name in ("backbones", "inner", "schedule", "tables")
+    for name in ("backbones", "inner", "infer", "schedule", "tables")
     for kind, folder in replay.find_cases(FIXTURES / name)
 ]
 
@@ -27,6 +27,7 @@ def test_case_holds(kind: str, folder: Path) -> None:
 def test_all_kinds_are_present() -> None:
     kinds = [kind for kind, _ in CASES]
     assert kinds.count("inner") == 46
+    assert kinds.count("infer") == 2
     assert kinds.count("backbones") == 6
     assert {"schedule", "tables"} < set(kinds)
 
@@ -55,6 +56,29 @@ def test_a_changed_inner_case_fails(tmp_path: Path, tensor: str, deviation: str)
     assert result["status"] == "failed"
     name = deviation.split(".")[0]
     assert float(str(result[deviation])) > replay.TOLERANCES[name]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "deviation"),
+    [
+        ("final.model.layers.3.mlp.experts.1.up_proj.B", "fast_weights"),
+        ("step1.grad.model.layers.3.mlp.experts.1.up_proj.B", "gradient.inner"),
+        ("step0.loss", "loss.inner"),
+        ("history_with_memory", "count"),
+        ("output_without_memory", "count"),
+    ],
+)
+def test_a_changed_infer_case_fails(tmp_path: Path, tensor: str, deviation: str) -> None:
+    name = "lladamoe_ratio0p4_distill"
+    shutil.copytree(FIXTURES / "inner" / "lladamoe" / "model", tmp_path / "inner/lladamoe/model")
+    folder = Path(shutil.copytree(FIXTURES / "infer" / name, tmp_path / "infer" / name))
+    tensors = load_file(folder / "tensors.safetensors")
+    is_float = tensors[tensor].dtype.is_floating_point
+    tensors[tensor] = tensors[tensor] * 1.01 + 0.01 if is_float else tensors[tensor] + 1
+    save_file(tensors, folder / "tensors.safetensors")
+    result = replay.replay_case("infer", folder)
+    assert result["status"] == "failed"
+    assert float(str(result[deviation])) > replay.TOLERANCES[deviation.split(".")[0]]
 
 
 def test_a_changed_schedule_fails(tmp_path: Path) -> None:
