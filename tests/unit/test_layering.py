@@ -26,6 +26,15 @@ ALLOWED: dict[str, set[str]] = {
     "inference": {"memory", "sampling", "backbones", "data", "diffusion"},
     "training": {"inference", "memory", "sampling", "backbones", "data", "diffusion"},
     "evaluation": {"inference", "memory", "sampling", "backbones", "data", "diffusion"},
+    "planning": {
+        "training",
+        "inference",
+        "memory",
+        "sampling",
+        "backbones",
+        "data",
+        "diffusion",
+    },
     "quickstart": {
         "training",
         "evaluation",
@@ -37,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
         "diffusion",
     },
 }
-ALLOWED["cli"] = {"quickstart"} | ALLOWED["quickstart"]
+ALLOWED["cli"] = {"planning", "quickstart"} | ALLOWED["quickstart"]
 
 # The process is plain mathematics: besides these and the standard library it needs nothing.
 DIFFUSION_MAY_IMPORT = {"torch"}

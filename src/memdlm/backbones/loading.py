@@ -15,6 +15,12 @@ from memdlm.backbones.adapters import base_of_adapter, with_adapter
 from memdlm.backbones.base import DiffusionMaskedLM
 from memdlm.backbones.reading import check_exists, readable
 from memdlm.backbones.tokenizers import match_token_ids
+from memdlm.backbones.quantization import (
+    QuantizationConfig,
+    as_quantization,
+    check_dtype,
+    loading_arguments,
+)
 from memdlm.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -30,6 +36,7 @@ def load_model(
     adapter: str | Path | None = None,
     device: torch.device | str | None = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
+    quantization: QuantizationConfig | str | None = None,
 ) -> nn.Module:
     """Load a checkpoint of a supported family, in evaluation mode.
 
@@ -40,16 +47,21 @@ def load_model(
         adapter: PEFT adapter folder or hub name to put on the model.
         device: Where the model goes; None leaves it on the CPU.
         tokenizer: Supplies special token ids that the config lacks (see `match_token_ids`).
+        quantization: "nf4", or its settings, for a frozen base in 4 bits with all else in bfloat16;
+            a log line tells what was quantised and what not.
 
     Raises:
         CheckpointError: The folder is missing or damaged, the hub cannot be reached, the
             architecture is not supported, a weight is missing or left over, or ids disagree.
-        ConfigError: `dtype` is unknown.
+        ConfigError: `dtype` is unknown or excludes `quantization`, which may be unknown too or lack
+            bitsandbytes.
     """
+    quantization = as_quantization(quantization)
+    check_dtype(quantization, "auto" if dtype is None else dtype)
     name = str(name_or_path)
     if adapter is None and (Path(name) / "adapter_config.json").is_file():
         name, adapter = base_of_adapter(Path(name)), name
-    model = _load_base(name, _torch_dtype(dtype))
+    model = _load_base(name, _torch_dtype(dtype), quantization, device)
     if tokenizer is not None:
         match_token_ids(model.config, tokenizer, name)
     loaded: nn.Module = model if adapter is None else with_adapter(model, str(adapter))
@@ -61,7 +73,12 @@ def supported_architectures() -> tuple[str, ...]:
     return tuple(sorted(cls.__name__ for cls in DiffusionMaskedLM.__subclasses__()))
 
 
-def _load_base(name: str, dtype: torch.dtype | str) -> DiffusionMaskedLM:
+def check_architecture(name: str) -> None:
+    """Refuse a folder or hub name whose config.json is missing or names no supported architecture.
+
+    Raises:
+        CheckpointError: One of the two, or the hub cannot be reached.
+    """
     check_exists(name)
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise CheckpointError(f"{name} holds no config.json: name the folder of a saved model")
@@ -75,10 +92,25 @@ def _load_base(name: str, dtype: torch.dtype | str) -> DiffusionMaskedLM:
             f"{name}: config.json names the architecture {shown}; supported are "
             f"{', '.join(supported)}"
         )
+    if fields.get("quantization_config"):
+        raise CheckpointError(
+            f"{name}: config.json says that its weights are quantised already: use the original "
+            "checkpoint, and quantization nf4 to load it in 4 bits"
+        )
+
+
+def _load_base(
+    name: str,
+    dtype: torch.dtype | str,
+    quantization: QuantizationConfig,
+    device: torch.device | str | None,
+) -> DiffusionMaskedLM:
+    check_architecture(name)
+    arguments = loading_arguments(quantization, "cpu" if device is None else device)
     with readable(name, "model"):
         model, report = AutoModelForMaskedLM.from_pretrained(
             name,
-            dtype=dtype,
+            **{"dtype": dtype, **arguments},
             trust_remote_code=False,
             output_loading_info=True,
             # Reported below with the other misfits, in one line.

@@ -1,0 +1,1 @@
+"""Preflight: what a training step will need, found by running it on tensors without data."""

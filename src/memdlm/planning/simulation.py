@@ -1,0 +1,296 @@
+"""One optimizer step of the real Trainer, on tensors that have a shape and a type but no data.
+
+The model is built on the meta device and runs under `FakeTensorMode` as if on the CPU, whose fused
+attention keeps what CUDA's keeps: no scores [L, L]. Forward, inner loop, backward, recomputation,
+autocast, clipping and the optimizer are the code that trains; nothing is estimated. What is alive
+and what is multiplied is read off the operations as they pass.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from memdlm.errors import ConfigError
+from memdlm.memory.fast_weights import FastWeights
+from memdlm.planning.flops import operation_flops
+from memdlm.planning.grouped import grouped_mm_result
+from memdlm.planning.ledger import ACTIVATIONS, MemoryLedger
+from memdlm.seeding import preserved_rng
+from memdlm.training.config import MemDLMConfig
+from memdlm.training.outer_step import OuterStep, StepPlan
+from memdlm.training.trainer import MemDLMTrainer
+
+WEIGHTS = "weights"
+ADAPTER = "adapter"
+CASTS = "weights cast to half precision"
+GRADIENTS = "gradients"
+OPTIMIZER = "optimizer"
+FAST = "fast weights"
+LOGITS = "logits"
+PARTS = (WEIGHTS, ADAPTER, CASTS, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOGITS, FAST)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """What one optimizer step needs.
+
+    Attributes:
+        peak: Bytes of every part in `PARTS` at the moment when their sum is largest.
+        largest: The most bytes of every part, each at a moment of its own.
+        flops: Matrix products of all its micro-batches.
+        num_fast: Fast weights of one memory; 0 without.
+        num_memories: Memories of one micro-batch; 0 without.
+    """
+
+    peak: dict[str, int]
+    largest: dict[str, int]
+    flops: int
+    num_fast: int
+    num_memories: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """Sum of all parts."""
+        return sum(self.peak.values())
+
+
+def simulate_step(
+    model: nn.Module, adapter: frozenset[str], arguments: MemDLMConfig, plan: StepPlan
+) -> StepFigures:
+    """Run one optimizer step without data.
+
+    Args:
+        model: A backbone on the meta device, PEFT adapter included; it is used up.
+        adapter: Names of the parameters that belong to the adapter.
+        arguments: Settings of the Trainer, with `use_cpu`.
+        plan: One micro-batch, on the CPU.
+
+    Raises:
+        ConfigError: An optimizer or another setting that cannot run without data.
+    """
+    ledger, mode = MemoryLedger(), FakeTensorMode()
+    with preserved_rng(torch.device("cpu")):
+        trainer = _SimulatedTrainer(model, arguments, ledger, _without_data(plan, mode))
+        with mode:
+            _give_shapes(model)
+            _label_parameters(model, adapter, ledger)
+            _enable_checkpointing(trainer)
+            optimizer = _prepare_optimizer(trainer, ledger)
+            wrapped = trainer.accelerator.prepare_model(trainer.network, device_placement=False)
+            with _Watch(ledger, _logit_shapes(plan, trainer)) as watch:
+                flops = _run(trainer, wrapped, optimizer, watch)
+    peak, largest = ledger.peak(), ledger.largest()
+    step = trainer.watched_step
+    return StepFigures(
+        peak={part: peak.get(part, 0) for part in PARTS},
+        largest={part: largest.get(part, 0) for part in PARTS},
+        flops=flops,
+        num_fast=step.num_fast,
+        num_memories=0 if plan.inner is None else plan.num_rows,
+    )
+
+
+class _WatchedStep(OuterStep):
+    """The outer step, telling the ledger which tensors are fast weights or their gradients."""
+
+    def __init__(self, model: nn.Module, config: MemDLMConfig, ledger: MemoryLedger) -> None:
+        super().__init__(model, config.memory)
+        self.ledger = ledger
+        self.num_fast = 0
+        self._fast: FastWeights | None = None
+
+    def initial_fast_weights(self, plan: StepPlan) -> FastWeights:
+        self._fast = super().initial_fast_weights(plan)
+        self.num_fast = sum(t[0].numel() for t in self._fast.tensors.values())
+        self.watch(0, self._fast.tensors)
+        return self._fast
+
+    def watch(self, step: int, grads: Mapping[str, torch.Tensor]) -> None:
+        """Label inner gradients, and the fast weights that they are of."""
+        assert self._fast is not None
+        for tensor in (*grads.values(), *self._fast.tensors.values()):
+            self.ledger.label(tensor, FAST)
+
+    def release(self) -> None:
+        super().release()
+        self._fast = None
+
+
+class _SimulatedTrainer(MemDLMTrainer):
+    """The Trainer on one given micro-batch, its model staying where it is."""
+
+    def __init__(
+        self, model: nn.Module, config: MemDLMConfig, ledger: MemoryLedger, plan: StepPlan
+    ) -> None:
+        backbone = OuterStep(model, replace(config.memory, enabled=False)).backbone
+        if backbone.config.mask_token_id is None:
+            backbone.config.mask_token_id = 0  # the tokenizer would have given it
+        super().__init__(model, config, data_collator=list)
+        self.watched_step = self.outer_step = _WatchedStep(model, config, ledger)
+        self.network, self.plan = model, plan
+        self.current_gradient_accumulation_steps = config.gradient_accumulation_steps
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        pass
+
+    def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        observe = self.watched_step.watch
+        result = self.outer_step.forward(model, self.plan, observe=observe)
+        if result.fast_weights is not None:
+            observe(0, result.fast_weights.tensors)
+        return result.loss
+
+
+class _Watch(TorchDispatchMode):
+    """Hands every operation to the ledger and sums FLOPs."""
+
+    def __init__(self, ledger: MemoryLedger, logit_shapes: set[tuple[int, ...]]) -> None:
+        super().__init__()
+        self.ledger, self.logit_shapes = ledger, logit_shapes
+        self.flops = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.prim.device.default:  # more than half of all calls
+            return func(*args)
+        if func is torch.ops.aten._grouped_mm.default and args[0].dtype != torch.bfloat16:
+            out = grouped_mm_result(*args[:3])
+        else:
+            out = func(*args, **(kwargs or {}))
+        self.flops += operation_flops(func, args, kwargs or {}, out)
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and self.ledger.hold(tensor):
+                if tuple(tensor.shape) in self.logit_shapes:
+                    self.ledger.label(tensor, LOGITS)
+                elif self._is_cast_weight(func, args):
+                    self.ledger.label(tensor, CASTS)
+        return out
+
+    def _is_cast_weight(self, func: Any, args: tuple[Any, ...]) -> bool:
+        is_cast = func is torch.ops.aten._to_copy.default
+        return is_cast and self.ledger.label_of(args[0]) in (WEIGHTS, ADAPTER)
+
+
+def _run(trainer: _SimulatedTrainer, model: nn.Module, optimizer: Any, watch: _Watch) -> int:
+    """Run one optimizer step as `Trainer` does, and return its FLOPs.
+
+    Of accumulated micro-batches the second finds what all later ones find, so two suffice.
+    """
+    accelerator, num_micro_batches = trainer.accelerator, trainer.args.gradient_accumulation_steps
+    num_run = min(num_micro_batches, 2)
+    for index in range(num_run):
+        accelerator.gradient_state._set_sync_gradients(index == num_run - 1)
+        trainer.training_step(model, {"input_ids": trainer.plan.noisy})
+    flops = watch.flops // num_run * num_micro_batches
+    before = watch.flops
+    if trainer.args.max_grad_norm > 0:
+        accelerator.clip_grad_norm_(model.parameters(), trainer.args.max_grad_norm)
+    optimizer.step()
+    model.zero_grad()
+    return flops + watch.flops - before
+
+
+def _prepare_optimizer(trainer: _SimulatedTrainer, ledger: MemoryLedger) -> Any:
+    """Return the optimizer with the states it has from its second step on."""
+    trained = [p for p in trainer.network.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.register_post_accumulate_grad_hook(
+            lambda p: ledger.label(cast(torch.Tensor, p.grad), GRADIENTS)
+        )
+    try:
+        optimizer = trainer.accelerator.prepare_optimizer(
+            trainer.create_optimizer(), device_placement=False
+        )
+        for group in optimizer.param_groups:
+            if group.get("foreach", False) is None and not group.get("fused"):
+                group["foreach"] = True  # what torch chooses on CUDA, at the price of memory
+        for parameter in trained:
+            parameter.grad = torch.empty_like(parameter)
+        optimizer.step()
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(
+            f"training.optim: {trainer.args.optim} cannot be planned: it does not run without "
+            f"data ({reason[:120]}); use adamw_torch_fused, or another optimizer of torch"
+        ) from error
+    trainer.network.zero_grad()
+    for state in optimizer.state.values():
+        for tensor in tree_leaves(state):
+            if isinstance(tensor, torch.Tensor):
+                ledger.label(tensor, OPTIMIZER)
+    return optimizer
+
+
+def _enable_checkpointing(trainer: _SimulatedTrainer) -> None:
+    """Turn on gradient checkpointing as `Trainer.train` does before its first step."""
+    if not trainer.args.activation_checkpointing:
+        return
+    kwargs = dict(cast(Any, trainer.args.activation_checkpointing_kwargs) or {})
+    if kwargs.pop("offload", False):
+        raise ConfigError(
+            "training.gradient_checkpointing_kwargs: offload moves activations to the host, which "
+            "cannot be planned; leave it out"
+        )
+    every = kwargs.pop("every_n_layers", 1)
+    cast(Any, trainer.network).activation_checkpointing_enable(
+        activation_checkpointing_kwargs=kwargs or None, every_n_layers=every
+    )
+
+
+def _give_shapes(model: nn.Module) -> None:
+    """Replace meta tensors by fake ones of the CPU, shared ones by shared ones."""
+    made: dict[int, torch.Tensor] = {}
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in made:
+            shaped = torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu"
+            )
+            if isinstance(tensor, nn.Parameter):
+                shaped = nn.Parameter(shaped, tensor.requires_grad)
+            made[id(tensor)] = shaped
+        return made[id(tensor)]
+
+    originals = [*model.parameters(), *model.buffers()]  # alive, so that ids stay theirs
+    for module in model.modules():
+        for tensors in cast(list[dict[str, Any]], [module._parameters, module._buffers]):
+            tensors.update(
+                {name: fake(tensor) for name, tensor in tensors.items() if tensor is not None}
+            )
+    del originals
+
+
+def _label_parameters(model: nn.Module, adapter: frozenset[str], ledger: MemoryLedger) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        ledger.label(tensor, ADAPTER if name in adapter else WEIGHTS)
+
+
+def _logit_shapes(plan: StepPlan, trainer: _SimulatedTrainer) -> set[tuple[int, ...]]:
+    """Return the shapes [N, V] of the logits at the supervised positions of both loops."""
+    supervisions = [plan.supervision]
+    supervisions += [step.supervision for step in plan.inner.steps] if plan.inner else []
+    size = trainer.outer_step.backbone.config.vocab_size
+    return {(len(supervision.valid), size) for supervision in supervisions}
+
+
+def _without_data(value: T, mode: FakeTensorMode) -> T:
+    """Return a copy of nested dataclasses and tuples whose tensors have lost their data."""
+    result: Any = value
+    if isinstance(value, torch.Tensor):
+        result = mode.from_tensor(value)
+    elif isinstance(value, tuple):
+        result = tuple(_without_data(item, mode) for item in value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        result = type(value)(
+            **{f.name: _without_data(getattr(value, f.name), mode) for f in fields(value)}
+        )
+    return cast(T, result)
