@@ -6,16 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from memdlm.backbones.base import DiffusionMaskedLM
-from memdlm.backbones.dream import DreamConfig, DreamForMaskedLM
-from memdlm.backbones.llada import LLaDAConfig, LLaDAForMaskedLM
-from memdlm.backbones.llada2 import LLaDA2Config, LLaDA2ForMaskedLM
-from memdlm.backbones.llada_moe import LLaDAMoEConfig, LLaDAMoEForMaskedLM
+from memdlm.backbones.tiny import TINY_FAMILIES
 from memdlm.diffusion.states import CleanBatch
+from tests.families import FAMILIES, MASK, PAD, VOCABULARY, Family
 
 FIXTURES = Path(__file__).parent / "fixtures"
-VOCABULARY, PAD, MASK = 61, 59, 60
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -23,44 +21,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
     )
-
-
-DENSE_LLADA = {
-    "d_model": 32,
-    "n_layers": 4,
-    "n_heads": 4,
-    "n_kv_heads": 2,
-    "mlp_hidden_size": 40,
-    "init_std": 0.2,
-    "max_sequence_length": 64,
-}
-OTHERS = {
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "initializer_range": 0.2,
-    "max_position_embeddings": 64,
-}
-EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2}
-GROUPS = {"moe_intermediate_size": 20, "n_group": 3, "topk_group": 2}
-FAMILIES: dict[str, tuple[type, type, dict[str, Any]]] = {
-    "llada": (LLaDAConfig, LLaDAForMaskedLM, DENSE_LLADA),
-    "llada_moe": (
-        LLaDAMoEConfig,
-        LLaDAMoEForMaskedLM,
-        {**OTHERS, **EXPERTS, "dense_intermediate_size": 40, "expert_intermediate_size": 20},
-    ),
-    "llada2": (
-        LLaDA2Config,
-        LLaDA2ForMaskedLM,
-        {**OTHERS, **EXPERTS, **GROUPS, "num_key_value_heads": 2, "intermediate_size": 40},
-    ),
-    "dream": (
-        DreamConfig,
-        DreamForMaskedLM,
-        {**OTHERS, "num_key_value_heads": 2, "intermediate_size": 40},
-    ),
-}
 
 
 def make_model(family: str = "llada", seed: int = 0, **overrides: Any) -> DiffusionMaskedLM:
@@ -71,9 +31,10 @@ def make_model(family: str = "llada", seed: int = 0, **overrides: Any) -> Diffus
         "pad_token_id": PAD,
         "eos_token_id": PAD,
     }
-    config_class, model_class, sizes = FAMILIES[family]
     torch.manual_seed(seed)
-    model = model_class(config_class(**{**common, **sizes, **overrides}))
+    fields = {**common, **FAMILIES[family].sizes, **overrides}
+    row = TINY_FAMILIES[family]
+    model = row.model_class(row.config_class(**fields))
     for name, tensor in model.state_dict().items():
         if name.endswith("bias"):  # biases start at zero, which would hide what they do
             torch.nn.init.normal_(tensor, std=0.2)
@@ -115,7 +76,24 @@ def build_batch() -> Callable[..., CleanBatch]:
     return make_batch
 
 
-@pytest.fixture(params=["llada", "llada_moe"])
+@pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
-    """Dense and mixture-of-experts."""
+    """Each family in turn."""
     return request.param
+
+
+@pytest.fixture
+def traits(family: str) -> Family:
+    """What sets the family at hand apart."""
+    return FAMILIES[family]
+
+
+@pytest.fixture
+def build_lora(traits: Family) -> Callable[..., LoraConfig]:
+    """The function that describes an adapter on every linear layer; stacked experts are none."""
+
+    def build(**settings: Any) -> LoraConfig:
+        settings = {"r": 4, "lora_alpha": 8, "target_modules": list(traits.linear), **settings}
+        return LoraConfig(**settings)
+
+    return build

@@ -25,11 +25,10 @@ def silu(x):
     return x / (1 + (-x).exp())
 
 
-def rotate(x, theta):
-    """Rotate x [L, D] by its positions, halves paired."""
-    length, width = x.shape
-    half = width // 2
-    out = torch.empty_like(x)
+def rotate(x, theta, width):
+    """Rotate the first `width` columns of x [L, D] by its positions, halves paired."""
+    length, half = len(x), width // 2
+    out = x.clone()
     for pair in range(half):
         angle = torch.arange(length, dtype=torch.float64) * theta ** (-2 * pair / width)
         first, second = x[:, pair], x[:, pair + half]
@@ -44,7 +43,7 @@ class PlainModel:
     def __init__(self, model) -> None:
         self.weights = weights_of(model)
         self.config = model.config
-        self.is_moe = hasattr(model.config, "num_experts")
+        self.is_grouped = model.config.model_type == "llada2_moe"
         self.predicts_next = model.config.model_type == "Dream"
 
     def linear(self, x, weight, name, fast, scale, expert=None):
@@ -64,36 +63,60 @@ class PlainModel:
         config, weights = self.config, self.weights
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         width = config.hidden_size // heads
+        rotary = int(width * (getattr(config, "partial_rotary_factor", None) or 1))
         path = f"model.{layer}.self_attn"
 
-        def project(name):
-            weight = weights[f"{path}.{name}_proj.weight"]
-            y = self.linear(x, weight, f"{layer}.self_attn.{name}_proj", fast, scale)
-            return y + weights.get(f"{path}.{name}_proj.bias", 0)
+        def project(name, value):
+            weight = weights[f"{path}.{name}.weight"]
+            y = self.linear(value, weight, f"{layer}.self_attn.{name}", fast, scale)
+            return y + weights.get(f"{path}.{name}.bias", 0)
 
-        q, k, v = project("q"), project("k"), project("v")
+        if f"{path}.query_key_value.weight" in weights:
+            q, k, v = project("query_key_value", x).split(
+                [heads * width, kv_heads * width, kv_heads * width], dim=-1
+            )
+            norms, output = ("query_layernorm", "key_layernorm"), "dense"
+        else:
+            q, k, v = project("q_proj", x), project("k_proj", x), project("v_proj", x)
+            norms, output = ("q_norm", "k_norm"), "o_proj"
         mixed = []
         for head in range(heads):
             group = head * kv_heads // heads
             query = q[:, head * width : (head + 1) * width]
             key = k[:, group * width : (group + 1) * width]
             value = v[:, group * width : (group + 1) * width]
-            if self.is_moe:
-                query = rms_norm(query, weights[f"{path}.q_norm.weight"], config.rms_norm_eps)
-                key = rms_norm(key, weights[f"{path}.k_norm.weight"], config.rms_norm_eps)
-            query, key = rotate(query, config.rope_theta), rotate(key, config.rope_theta)
+            if f"{path}.{norms[0]}.weight" in weights:
+                query = rms_norm(query, weights[f"{path}.{norms[0]}.weight"], config.rms_norm_eps)
+                key = rms_norm(key, weights[f"{path}.{norms[1]}.weight"], config.rms_norm_eps)
+            query = rotate(query, config.rope_theta, rotary)
+            key = rotate(key, config.rope_theta, rotary)
             scores = (query @ key.T / math.sqrt(width)).exp()
             mixed.append(scores / scores.sum(dim=-1, keepdim=True) @ value)
-        mixed = torch.cat(mixed, dim=-1)
-        weight = weights[f"{path}.o_proj.weight"]
-        return self.linear(mixed, weight, f"{layer}.self_attn.o_proj", fast, scale)
+        return project(output, torch.cat(mixed, dim=-1))
 
-    def dense(self, x, layer, fast, scale):
+    def dense(self, x, path, fast, scale):
         def project(name, value):
-            weight = self.weights[f"model.{layer}.mlp.{name}_proj.weight"]
-            return self.linear(value, weight, f"{layer}.mlp.{name}_proj", fast, scale)
+            weight = self.weights[f"model.{path}.{name}_proj.weight"]
+            return self.linear(value, weight, f"{path}.{name}_proj", fast, scale)
 
         return project("down", silu(project("gate", x)) * project("up", x))
+
+    def route(self, token, layer):
+        """Return the chosen experts of one token and the weight of each."""
+        config, path = self.config, f"model.{layer}.mlp.gate"
+        scores, top_k = self.weights[f"{path}.weight"] @ token, config.num_experts_per_tok
+        if not self.is_grouped:
+            scores = scores.exp() / scores.exp().sum()
+            return [(e, scores[e]) for e in scores.argsort(descending=True)[:top_k].tolist()]
+        scores = 1 / (1 + (-scores).exp())
+        ranking = (scores + self.weights[f"{path}.expert_bias"]).tolist()
+        size = config.num_experts // config.n_group
+        groups = [range(size * g, size * (g + 1)) for g in range(config.n_group)]
+        groups.sort(key=lambda group: -sum(sorted(ranking[e] for e in group)[-2:]))
+        allowed = [e for group in groups[: config.topk_group] for e in group]
+        chosen = sorted(allowed, key=lambda e: -ranking[e])[:top_k]
+        total = sum(scores[e] for e in chosen)
+        return [(e, config.routed_scaling_factor * scores[e] / total) for e in chosen]
 
     def experts(self, x, layer, fast, scale):
         weights, path = self.weights, f"{layer}.mlp.experts"
@@ -101,21 +124,28 @@ class PlainModel:
         half = both.shape[1] // 2
         out = []
         for token in x:  # one token after the other
-            scores = (weights[f"model.{layer}.mlp.gate.weight"] @ token).exp()
-            scores = scores / scores.sum()
             total = torch.zeros_like(token)
-            for expert in scores.argsort(descending=True)[: self.config.num_experts_per_tok]:
+            for expert, share in self.route(token, layer):
                 args = (fast, scale, expert)
                 one = token[None]
                 gate = self.linear(one, both[expert, :half], f"{path}.gate_proj", *args)
                 up = self.linear(one, both[expert, half:], f"{path}.up_proj", *args)
                 down = weights[f"model.{path}.down_proj"][expert]
                 inner = silu(gate) * up
-                total = total + scores[expert] * self.linear(
+                total = total + share * self.linear(
                     inner, down, f"{path}.down_proj", *args
                 ).squeeze(0)
             out.append(total)
         return torch.stack(out)
+
+    def feed_forward(self, x, layer, fast, scale):
+        if f"model.{layer}.mlp.experts.down_proj" not in self.weights:
+            return self.dense(x, f"{layer}.mlp", fast, scale)
+        y = self.experts(x, layer, fast, scale)
+        shared = f"{layer}.mlp.shared_experts"
+        if f"model.{shared}.down_proj.weight" in self.weights:
+            y = y + self.dense(x, shared, fast, scale)
+        return y
 
     def hidden(self, ids, fast=None, scale=1.0):
         """Return the last hidden states [L, H] before the final norm."""
@@ -126,8 +156,7 @@ class PlainModel:
             norm = self.weights[f"model.{layer}.input_layernorm.weight"]
             x = x + self.attention(rms_norm(x, norm, epsilon), layer, fast, scale)
             norm = self.weights[f"model.{layer}.post_attention_layernorm.weight"]
-            feed_forward = self.experts if self.is_moe else self.dense
-            x = x + feed_forward(rms_norm(x, norm, epsilon), layer, fast, scale)
+            x = x + self.feed_forward(rms_norm(x, norm, epsilon), layer, fast, scale)
         return x
 
     def normed(self, ids, fast=None, scale=1.0):

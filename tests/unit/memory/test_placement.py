@@ -36,11 +36,10 @@ def test_shared_expert_and_dense_layers_of_a_mixed_model_are_adapted_too(build_m
     assert len(found) == 9
 
 
-def test_ffn_attention_adds_the_attention_projections(family, build_model):
+def test_ffn_attention_adds_the_attention_projections(family, traits, build_model):
     found = names(build_model(family), scope="ffn_attention")
-    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-        assert f"layers.3.self_attn.{name}" in found
-    assert len(found) == 7
+    attention = [f"layers.3.self_attn.{name}" for name in traits.attention]
+    assert found == attention + names(build_model(family))
 
 
 @pytest.mark.parametrize(

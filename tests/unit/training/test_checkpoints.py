@@ -119,8 +119,11 @@ def test_a_full_checkpoint_has_the_official_keys_and_no_memory(
         assert torch.equal(value, loaded.state_dict()[name]), name
 
 
-def test_an_adapter_checkpoint_has_the_adapters_keys_and_no_memory(family, build_model, train):
-    trainer = train(build_model(family), peft_config=LORA, save_strategy="steps", save_steps=4)
+def test_an_adapter_checkpoint_has_the_adapters_keys_and_no_memory(
+    family, build_model, build_lora, train
+):
+    settings = {"save_strategy": "steps", "save_steps": 4}
+    trainer = train(build_model(family), peft_config=build_lora(), **settings)
     checkpoint = Path(trainer.args.output_dir) / "checkpoint-4"
     assert not (checkpoint / "model.safetensors").exists()
     saved = load_file(checkpoint / "adapter_model.safetensors")
