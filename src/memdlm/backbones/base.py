@@ -113,10 +113,23 @@ class DiffusionPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, quantization_config: Any = None, **kwargs: Any) -> Any:
+        """Load as transformers does; with 4-bit weights, quantise experts and spare routers.
+
+        Raises:
+            ConfigError: `quantization_config` asks for other than 4-bit weights.
+        """
+        if quantization_config is not None:
+            from memdlm.backbones.quantized_loading import own_config
+
+            kwargs["quantization_config"] = own_config(quantization_config)
+        return super().from_pretrained(*args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, Experts):
+        if isinstance(module, Experts) and module.gate_up_proj.is_floating_point():
             std = self.config.initializer_range
             nn.init.normal_(module.gate_up_proj, mean=0.0, std=std)
             nn.init.normal_(module.down_proj, mean=0.0, std=std)

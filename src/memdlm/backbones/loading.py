@@ -13,14 +13,14 @@ from transformers import AutoModelForMaskedLM, PreTrainedConfig
 
 from memdlm.backbones.adapters import base_of_adapter, with_adapter
 from memdlm.backbones.base import DiffusionMaskedLM
-from memdlm.backbones.reading import check_exists, readable
-from memdlm.backbones.tokenizers import match_token_ids
 from memdlm.backbones.quantization import (
     QuantizationConfig,
     as_quantization,
     check_dtype,
     loading_arguments,
 )
+from memdlm.backbones.reading import check_exists, readable
+from memdlm.backbones.tokenizers import match_token_ids
 from memdlm.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:

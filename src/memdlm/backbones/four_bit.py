@@ -1,0 +1,144 @@
+"""The few calls of bitsandbytes that store weights in 4 bits; imports it when first needed.
+
+Weights are flat runs in blocks of `BLOCK_SIZE` that share one scale; scales may be stored in 8 bits
+around their mean, in blocks of `SCALE_BLOCK_SIZE`.
+"""
+
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from memdlm.backbones.quantization import BLOCK_SIZE, SCALE_BLOCK_SIZE
+from memdlm.errors import ConfigError
+
+# bitsandbytes' CPU code takes some 20 bytes of scratch per weight, so this many weights at a time.
+_SLICE = 2**22
+
+
+def bitsandbytes() -> ModuleType:
+    """Import bitsandbytes.
+
+    Raises:
+        ConfigError: It is not installed, or cannot be imported.
+    """
+    try:
+        import bitsandbytes as library
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ConfigError(
+            f"quantization: 4-bit weights need bitsandbytes ({' '.join(str(error).split())}): "
+            "pip install 'memdlm[quant]', or set quantization.kind: none"
+        ) from error
+    return library
+
+
+@dataclass(frozen=True)
+class Scales:
+    """One scale per block of weights.
+
+    Attributes:
+        values: [n] float32, or uint8 if they are quantised in turn.
+        outer: Scales of the scales [n / SCALE_BLOCK_SIZE] float32; None for plain ones.
+        code: What the 8-bit values stand for [256] float32; None for plain ones.
+        mean: Added to every scale, a float32 scalar; None for plain ones.
+    """
+
+    values: torch.Tensor
+    outer: torch.Tensor | None = None
+    code: torch.Tensor | None = None
+    mean: torch.Tensor | None = None
+
+    @classmethod
+    def doubled(cls, values: torch.Tensor) -> "Scales":
+        """Quantise plain scales [n]."""
+        mean = values.mean()
+        stored, state = bitsandbytes().functional.quantize_blockwise(
+            values - mean, blocksize=SCALE_BLOCK_SIZE
+        )
+        return cls(stored, state.absmax, state.code, mean)
+
+    def plain(self) -> torch.Tensor:
+        """Return the scales [n] float32."""
+        if self.outer is None or self.mean is None:
+            return self.values
+        functional = bitsandbytes().functional
+        scales: torch.Tensor = functional.dequantize_blockwise(
+            self.values, absmax=self.outer, code=self.code, blocksize=SCALE_BLOCK_SIZE
+        )
+        return scales + self.mean
+
+
+def quantize(weights: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Store weights in 4 bits.
+
+    Args:
+        weights: [...], n elements, float32, bfloat16 or float16.
+        kind: "nf4" or "fp4".
+
+    Returns:
+        Pairs of weights [n / 2] uint8 and plain scales [n / BLOCK_SIZE] float32, both rounded up.
+    """
+    functional = bitsandbytes().functional
+    pieces = []
+    for piece in weights.reshape(-1).split(_SLICE):
+        packed, state = functional.quantize_4bit(piece, blocksize=BLOCK_SIZE, quant_type=kind)
+        pieces.append((packed.view(-1), state.absmax))
+    packed, scales = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+    return packed, scales
+
+
+def dequantize(
+    packed: torch.Tensor,
+    scales: torch.Tensor,
+    kind: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Return the weights [*shape] of pairs [n / 2] and plain scales; see `quantize`."""
+    functional = bitsandbytes().functional
+    state = functional.QuantState(
+        absmax=scales, shape=shape, dtype=dtype, blocksize=BLOCK_SIZE, quant_type=kind
+    )
+    weights: torch.Tensor = functional.dequantize_4bit(packed.view(-1, 1), state)
+    return weights
+
+
+def linear_weight(
+    weights: torch.Tensor, kind: str, double: bool, module: nn.Module
+) -> nn.Parameter:
+    """Return `weights` [out, in] as bitsandbytes' `Linear4bit` wants them, for `module`.
+
+    The same values as moving a `Params4bit` to a device, in slices and without a copy of the whole.
+    """
+    library = bitsandbytes()
+    functional = library.functional
+    packed, plain = quantize(weights, kind)
+    scales = Scales.doubled(plain) if double else Scales(plain)
+    nested = None
+    if double:
+        nested = functional.QuantState(
+            absmax=scales.outer, code=scales.code, blocksize=SCALE_BLOCK_SIZE, dtype=torch.float32
+        )
+    state = functional.QuantState(
+        absmax=scales.values,
+        shape=weights.shape,
+        code=functional.get_4bit_type(kind, device=weights.device),
+        blocksize=BLOCK_SIZE,
+        quant_type=kind,
+        dtype=weights.dtype,
+        offset=scales.mean,
+        state2=nested,
+    )
+    module.quant_state = state
+    parameter: nn.Parameter = library.nn.Params4bit(
+        packed.view(-1, 1),
+        requires_grad=False,
+        quant_state=state,
+        blocksize=BLOCK_SIZE,
+        compress_statistics=double,
+        quant_type=kind,
+        module=module,
+        bnb_quantized=True,
+    )
+    return parameter
