@@ -13,6 +13,7 @@ PACKAGES = (
     "tokenizers",
     "safetensors",
     "numpy",
+    "bitsandbytes",
 )
 
 

@@ -52,6 +52,14 @@ def generate(
     seed: Annotated[int, typer.Option(help="Seed of memory and sampling.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Prompts decoded together.")] = 8,
     dtype: Annotated[str, typer.Option(help="Type of the weights: auto, float32, ...")] = "auto",
+    quantization: Annotated[
+        str | None,
+        typer.Option(
+            "--quantization",
+            metavar="nf4|none",
+            help="4-bit base weights. Default: as the run was trained; none without a run folder.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object per prompt and line.")
     ] = False,
@@ -79,6 +87,7 @@ def generate(
             seed=seed,
             batch_size=batch_size,
             dtype=dtype,
+            quantization=quantization,
         ),
         as_json=as_json,
     )

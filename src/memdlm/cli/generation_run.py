@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from memdlm.backbones.loading import default_device, load_model
+from memdlm.backbones.quantization import QuantizationConfig
 from memdlm.backbones.tokenizers import load_tokenizer
 from memdlm.cli.run_folder import RunFolder
 from memdlm.cli.settings import apply_overrides, build
@@ -49,6 +50,7 @@ class GenerationRequest:
     seed: int
     batch_size: int
     dtype: str
+    quantization: str | None = None
 
 
 def run_generation(request: GenerationRequest, as_json: bool) -> None:
@@ -65,6 +67,7 @@ def run_generation(request: GenerationRequest, as_json: bool) -> None:
         adapter=request.adapter,
         device=default_device(),
         tokenizer=tokenizer,
+        quantization=base_quantization(request, run),
     )
     answers = answer(
         model,
@@ -102,6 +105,13 @@ def generation_config(request: GenerationRequest, run: RunFolder) -> GenerationC
         memory = replace(config.memory, enabled=request.memory == "on")
         config = replace(config, memory=memory)
     return config
+
+
+def base_quantization(request: GenerationRequest, run: RunFolder) -> QuantizationConfig:
+    """Return how the base weights are stored: as asked, else as the run was trained."""
+    recorded = run.recorded_recipe().get("quantization") if run.is_run else None
+    config = build(QuantizationConfig, recorded or {}, "memdlm generate", "quantization")
+    return config if request.quantization is None else replace(config, kind=request.quantization)
 
 
 def trained_model(run: RunFolder) -> Path:

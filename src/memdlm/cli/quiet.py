@@ -20,5 +20,6 @@ def silence_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
-    for name in ("accelerate", "peft", "huggingface_hub", "torch"):
+    # bitsandbytes warns of an optional CPU kernel; what it cannot do at all is an error of ours.
+    for name in ("accelerate", "peft", "huggingface_hub", "torch", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from memdlm.backbones.loading import DTYPES
+from memdlm.backbones.quantization import QuantizationConfig, check_dtype
 from memdlm.backbones.tiny import TINY_FAMILIES, TinySizes
 from memdlm.cli.settings import apply_overrides, build, check_values, read_yaml, to_plain
 from memdlm.data.config import DataConfig
@@ -112,6 +113,10 @@ class Recipe:
         default="auto",
         metadata={"help": f"Type of the model's weights: {', '.join(DTYPES)} (auto: the file's)."},
     )
+    quantization: QuantizationConfig = field(
+        default_factory=QuantizationConfig,
+        metadata={"help": "4-bit weights below the adapter (QLoRA); see docs/quantization.md."},
+    )
     tiny: TinyConfig | None = field(
         default=None, metadata={"help": "Build a tiny network instead; `tiny: {}` suffices."}
     )
@@ -155,6 +160,8 @@ class Recipe:
             )
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if self.quantization.is_on:
+            self._check_quantization()
         if self.data.train is None and self.data.tasks is None:
             raise ConfigError(
                 "data.train is not set: name a .jsonl, .json or .parquet file or hub id, or "
@@ -162,6 +169,18 @@ class Recipe:
             )
         if self.seed < 0:
             raise ConfigError(f"seed: {self.seed} is out of range; use 0 or more")
+
+    def _check_quantization(self) -> None:
+        kind = f"quantization.kind: {self.quantization.kind}"
+        if self.tiny is not None:
+            raise ConfigError(f"{kind} quantises a checkpoint; use it with model, not with tiny")
+        if self.adapter.kind == "none":
+            raise ConfigError(
+                f"{kind} freezes the model's own weights; set adapter.kind: lora to train on top"
+            )
+        check_dtype(self.quantization, self.dtype)
+        if self.training.get("fp16"):
+            raise ConfigError(f"{kind} computes in bfloat16; set training.bf16 in place of fp16")
 
 
 def load_recipe(path: Path, assignments: Sequence[str] = ()) -> Recipe:

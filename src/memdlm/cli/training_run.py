@@ -209,7 +209,14 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Any:
     if recipe.tiny is not None:
         return build_tiny(recipe.tiny.family, tokenizer, recipe.seed, recipe.tiny.sizes)
     assert recipe.model is not None
-    return load_model(recipe.model, dtype=recipe.dtype, tokenizer=tokenizer)
+    return load_model(
+        recipe.model,
+        dtype=recipe.dtype,
+        # A 4-bit model is made where it is trained: quantising elsewhere is slower, on a CPU much.
+        device=default_device() if recipe.quantization.is_on else None,
+        tokenizer=tokenizer,
+        quantization=recipe.quantization,
+    )
 
 
 def add_adapter(model: Any, recipe: Recipe, base: Path) -> nn.Module:

@@ -17,6 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 
 from memdlm.backbones.base import DiffusionMaskedLM
 from memdlm.backbones.loading import load_model
+from memdlm.backbones.quantization import is_quantized
 from memdlm.data.collation import Collator
 from memdlm.diffusion.states import CleanBatch
 from memdlm.errors import CheckpointError, ConfigError, DataError, UsageError
@@ -67,7 +68,7 @@ class MemDLMTrainer(Trainer):
 
         Raises:
             ConfigError: If the memory's scope selects no module, or `compute_metrics` is given:
-                evaluation returns losses alone.
+                evaluation returns losses alone; or for a 4-bit model without an adapter or in fp16.
             DataError: If neither model nor tokenizer has a mask or pad token.
             UsageError: If `model` holds no memdlm backbone, or `args` is no `MemDLMConfig`.
         """
@@ -78,6 +79,7 @@ class MemDLMTrainer(Trainer):
 
             model = get_peft_model(model, peft_config)
         self.outer_step = OuterStep(model, args.memory)
+        _check_quantized(model, args)
         self.mask_token_id = self._token_id("mask_token_id", processing_class)
         if data_collator is None:
             pad_token_id = self._token_id("pad_token_id", processing_class)
@@ -255,6 +257,18 @@ def _check_call(args: Any, compute_metrics: Any) -> None:
             f"{args.n_gpu} GPUs are visible to one process; launch with `accelerate launch` or "
             "`torchrun --nproc-per-node`, or set CUDA_VISIBLE_DEVICES=0"
         )
+
+
+def _check_quantized(model: nn.Module, args: MemDLMConfig) -> None:
+    if not is_quantized(model):
+        return
+    if not hasattr(model, "peft_config"):
+        raise ConfigError(
+            "the model's weights are 4-bit and cannot be trained: give an adapter as peft_config, "
+            "or load the model without quantization"
+        )
+    if args.fp16:
+        raise ConfigError("fp16: 4-bit weights compute in bfloat16; set bf16 in its place")
 
 
 def _load_official(model: DiffusionMaskedLM, folder: str) -> None:
