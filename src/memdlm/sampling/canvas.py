@@ -20,16 +20,19 @@ class Canvas:
         tokens: [B, T] int64; prompt, then mask tokens, then padding on the right.
         attention_mask: [B, T] int64, 1 = real, 0 = padding; None when no row is padded, so that
             the model may take its unmasked path.
-        slots: [B, T] bool, the positions to fill; S of them in every row. A mask token inside a
-            prompt is part of the prompt and stays.
+        slots: [B, T] bool, the positions to fill. A `prompt_canvas` has S of them in every row, and
+            a mask token inside a prompt is part of the prompt and stays; in an `infill_canvas`
+            rows may differ.
+        lengths: Columns of each row before its padding.
     """
 
     tokens: Tensor
     attention_mask: Tensor | None
     slots: Tensor
+    lengths: tuple[int, ...]
 
     def slot_positions(self) -> Tensor:
-        """Return the column of every slot, from left to right: [B, S] int64."""
+        """Return the column of every slot of a `prompt_canvas`, left to right: [B, S] int64."""
         return self.slots.nonzero()[:, 1].view(self.slots.shape[0], -1)
 
 
@@ -55,21 +58,52 @@ def prompt_canvas(
         UsageError: No prompt, an empty prompt, or a prompt that is not a 1-D integer tensor.
     """
     _check_prompts(prompts)
-    width = max(len(prompt) for prompt in prompts) + max_new_tokens
-    tokens = torch.full((len(prompts), width), pad_token_id, dtype=torch.int64)
-    attention_mask = torch.zeros_like(tokens)
+    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+    tokens = torch.full((len(prompts), max(lengths)), pad_token_id, dtype=torch.int64)
     slots = torch.zeros_like(tokens, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
-        end = len(prompt) + max_new_tokens
         tokens[row, : len(prompt)] = prompt
-        tokens[row, len(prompt) : end] = mask_token_id
-        attention_mask[row, :end] = 1
-        slots[row, len(prompt) : end] = True
-    is_padded = not bool(attention_mask.all())
+        tokens[row, len(prompt) : lengths[row]] = mask_token_id
+        slots[row, len(prompt) : lengths[row]] = True
+    return _canvas(tokens, slots, lengths, device)
+
+
+def infill_canvas(
+    prompts: Sequence[Tensor],
+    mask_token_id: int,
+    pad_token_id: int,
+    device: torch.device | str = "cpu",
+) -> Canvas:
+    """Lay out prompts of any lengths whose mask tokens are the slots; arguments as above.
+
+    Raises:
+        UsageError: As above, or a prompt holds no mask token.
+    """
+    _check_prompts(prompts)
+    lengths = [len(prompt) for prompt in prompts]
+    tokens = torch.full((len(prompts), max(lengths)), pad_token_id, dtype=torch.int64)
+    slots = torch.zeros_like(tokens, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)] = prompt
+        slots[row, : len(prompt)] = prompt == mask_token_id
+        if not slots[row].any():
+            raise UsageError(
+                f"prompt {row} holds no mask token (id {mask_token_id}) to fill; add one or turn "
+                "infill off"
+            )
+    return _canvas(tokens, slots, lengths, device)
+
+
+def _canvas(
+    tokens: Tensor, slots: Tensor, lengths: Sequence[int], device: torch.device | str
+) -> Canvas:
+    is_real = torch.arange(tokens.shape[1]) < torch.tensor(lengths).unsqueeze(1)
+    is_padded = not bool(is_real.all())
     return Canvas(
         tokens=tokens.to(device),
-        attention_mask=attention_mask.to(device) if is_padded else None,
+        attention_mask=is_real.to(torch.int64).to(device) if is_padded else None,
         slots=slots.to(device),
+        lengths=tuple(lengths),
     )
 
 

@@ -1,15 +1,25 @@
 """Settings of a decode. Knows ranges and contradictions; knows neither model nor prompt."""
 
-import math
 from dataclasses import dataclass, field
-from typing import Any
 
 from memdlm.errors import ConfigError
+from memdlm.sampling.checks import (
+    check_choice,
+    check_flag,
+    check_integer,
+    check_number,
+    invalid,
+    token_ids,
+)
 
-POLICIES = ("low_confidence", "random", "margin", "entropy")
-STEP_SCHEDULES = ("even", "linear", "cosine")
+POLICIES = ("low_confidence", "random", "margin", "entropy", "independent")
+STEP_SCHEDULES = ("even", "linear", "cosine", "dream")
+END_TOKENS = ("free", "defer", "suppress")
+CONFIDENCE_SOURCES = ("model", "sampling")
 # Beyond any context; a typo of more zeros should fail here, not when memory runs out.
 _LIMIT = 1_000_000
+# Beyond any use; keeps float64 scores finite.
+_LARGEST_SCALE = 1000.0
 
 
 @dataclass(frozen=True)
@@ -27,35 +37,81 @@ class SamplingConfig:
         default=None,
         metadata={
             "help": "Forward passes that commit tokens, spread evenly over the blocks "
-            "(default: max_new_tokens, one token per step). Steps that would commit nothing are "
-            "not run."
+            "(default: one token per step). Steps that would commit nothing are not run."
         },
     )
     block_length: int | None = field(
         default=None,
         metadata={
             "help": "Slots denoised together; blocks are filled from left to right "
-            "(default: max_new_tokens, one block). Must divide max_new_tokens."
+            "(default: max_new_tokens, one block). Must divide max_new_tokens unless "
+            "uneven_blocks is set."
+        },
+    )
+    uneven_blocks: bool = field(
+        default=False,
+        metadata={
+            "help": "Let a block_length that does not divide max_new_tokens leave a shorter last "
+            "block, and a number of steps that does not divide by the blocks round up per block."
         },
     )
     policy: str = field(
         default="low_confidence",
         metadata={
             "help": "Which slots are committed first: low_confidence (highest probability of the "
-            "chosen token; LLaDA's name for keeping the least sure ones masked), random, margin "
-            "(largest gap between the two best tokens) or entropy (lowest entropy)."
+            "chosen token; LLaDA's name for keeping the least sure ones masked, Dream's "
+            "maskgit_plus), random, margin (largest gap between the two best tokens, Dream's "
+            "topk_margin), entropy (lowest entropy) or independent (every slot by its own draw, "
+            "Dream's origin)."
         },
     )
     step_schedule: str = field(
         default="even",
         metadata={
-            "help": "Tokens committed per step: even (LLaDA), or the expected counts of a linear "
-            "or cosine noise schedule run backwards."
+            "help": "Tokens committed per step: even (LLaDA), the expected counts of a linear "
+            "or cosine noise schedule run backwards, or dream (those of linear times from 1 to "
+            "schedule_epsilon, rounded down, the rest in the last step)."
+        },
+    )
+    schedule_epsilon: float = field(
+        default=1e-3, metadata={"help": "Last time of step_schedule dream; Dream's eps."}
+    )
+    threshold: float | None = field(
+        default=None,
+        metadata={
+            "help": "Commit in every step all slots of the block whose confidence reaches this, "
+            "on top of what the schedule asks for, which is at least one. For the policies "
+            "low_confidence and margin, whose confidence lies between 0 and 1."
         },
     )
     temperature: float = field(
         default=0.0,
         metadata={"help": "Gumbel noise on the token choice, drawn in float64; 0 is greedy."},
+    )
+    top_k: int | None = field(
+        default=None,
+        metadata={"help": "Sample among the k most probable tokens only; before top_p."},
+    )
+    top_p: float | None = field(
+        default=None,
+        metadata={
+            "help": "Sample among the fewest most probable tokens whose probabilities, after "
+            "temperature, add up to this."
+        },
+    )
+    confidence_source: str = field(
+        default="model",
+        metadata={
+            "help": "Probabilities that the policy ranks by: model (as the model gives them, "
+            "LLaDA) or sampling (after temperature, top_k and top_p, Dream)."
+        },
+    )
+    confidence_temperature: float = field(
+        default=0.0,
+        metadata={
+            "help": "Draw the slots to commit with probabilities softmax(confidence / this) "
+            "instead of taking the most confident; Dream's alg_temp. 0 is off."
+        },
     )
     guidance_scale: float = field(
         default=0.0,
@@ -68,9 +124,42 @@ class SamplingConfig:
     suppress_tokens: tuple[int, ...] = field(
         default=(), metadata={"help": "Token ids that are never generated."}
     )
+    defer_tokens: tuple[int, ...] = field(
+        default=(),
+        metadata={"help": "Token ids that are committed only when nothing else in the block is."},
+    )
+    stop_tokens: tuple[int, ...] = field(
+        default=(),
+        metadata={"help": "Token ids that end a response, besides the model's end-of-text ids."},
+    )
+    end_tokens: str = field(
+        default="free",
+        metadata={
+            "help": "What becomes of the ids that end a response: free, defer (LLaDA's "
+            "confidence_eos_eot_inf: committed last in a block) or suppress (LLaDA's "
+            "logits_eos_inf: never generated)."
+        },
+    )
+    min_new_tokens: int = field(
+        default=0, metadata={"help": "Slots at the start of a response that cannot end it."}
+    )
     stop_at_eos: bool = field(
         default=True,
         metadata={"help": "Cut the response before its first end-of-text token."},
+    )
+    stop_early: bool = field(
+        default=True,
+        metadata={
+            "help": "With stop_at_eos, leave a row as soon as an end-of-text token and everything "
+            "before it stand: what would follow is cut anyway, so no answer changes."
+        },
+    )
+    infill: bool = field(
+        default=False,
+        metadata={
+            "help": "Fill the mask tokens inside the prompts and append none; blocks are windows "
+            "of block_length over the prompt, max_new_tokens and stop_at_eos do not apply."
+        },
     )
     seed: int = field(
         default=0,
@@ -82,24 +171,53 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         """Check every value, then how they fit together."""
-        _check_integer("max_new_tokens", self.max_new_tokens, minimum=1, maximum=_LIMIT)
-        for name in ("num_unmasking_steps", "block_length"):
+        check_integer("max_new_tokens", self.max_new_tokens, minimum=1, maximum=_LIMIT)
+        for name in ("num_unmasking_steps", "block_length", "top_k"):
             if getattr(self, name) is not None:
-                _check_integer(name, getattr(self, name), minimum=1, maximum=_LIMIT)
-        _check_choice("policy", self.policy, POLICIES)
-        _check_choice("step_schedule", self.step_schedule, STEP_SCHEDULES)
-        _check_non_negative("temperature", self.temperature)
-        _check_non_negative("guidance_scale", self.guidance_scale)
-        _check_integer("seed", self.seed, minimum=0)
-        if not isinstance(self.stop_at_eos, bool):
-            raise _invalid("stop_at_eos", self.stop_at_eos, "use true or false")
-        # A YAML recipe gives a list; the frozen config holds a tuple.
-        if not isinstance(self.suppress_tokens, (list, tuple)):
-            raise _invalid("suppress_tokens", self.suppress_tokens, "give a list of token ids")
-        object.__setattr__(self, "suppress_tokens", tuple(self.suppress_tokens))
-        for token in self.suppress_tokens:
-            _check_integer("suppress_tokens", token, minimum=0)
-        self._check_blocks()
+                check_integer(name, getattr(self, name), minimum=1, maximum=_LIMIT)
+        check_integer("min_new_tokens", self.min_new_tokens, minimum=0, maximum=_LIMIT)
+        check_integer("seed", self.seed, minimum=0)
+        for name in ("temperature", "guidance_scale", "confidence_temperature"):
+            check_number(name, getattr(self, name), 0, _LARGEST_SCALE)
+        for name in ("threshold", "top_p"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), 0, 1, exclusive=True)
+        check_number("schedule_epsilon", self.schedule_epsilon, 0, 1)
+        check_choice("policy", self.policy, POLICIES)
+        check_choice("step_schedule", self.step_schedule, STEP_SCHEDULES)
+        check_choice("confidence_source", self.confidence_source, CONFIDENCE_SOURCES)
+        check_choice("end_tokens", self.end_tokens, END_TOKENS)
+        for name in ("uneven_blocks", "stop_at_eos", "stop_early", "infill"):
+            check_flag(name, getattr(self, name))
+        for name in ("suppress_tokens", "defer_tokens", "stop_tokens"):
+            object.__setattr__(self, name, token_ids(name, getattr(self, name)))
+        self._check_together()
+        # An infilled prompt has as many slots as it has, so its blocks are never checked for fit.
+        if not (self.infill or self.uneven_blocks):
+            self._check_blocks()
+
+    def _check_together(self) -> None:
+        """Refuse pairs of settings of which one would do nothing."""
+        if self.threshold is not None and self.policy not in ("low_confidence", "margin"):
+            raise invalid(
+                "threshold",
+                self.threshold,
+                f"policy={self.policy} has no confidence from 0 to 1; use low_confidence or margin",
+            )
+        if self.confidence_temperature and self.policy in ("random", "independent"):
+            raise invalid(
+                "confidence_temperature",
+                self.confidence_temperature,
+                f"policy={self.policy} ignores confidence; use another policy or 0",
+            )
+        if self.min_new_tokens > self.max_new_tokens:
+            raise invalid(
+                "min_new_tokens",
+                self.min_new_tokens,
+                f"use at most max_new_tokens={self.max_new_tokens}",
+            )
+        if self.infill and self.min_new_tokens:
+            raise invalid("min_new_tokens", self.min_new_tokens, "use 0 with infill")
 
     def _check_blocks(self) -> None:
         remainder = self.max_new_tokens % self.tokens_per_block
@@ -108,14 +226,15 @@ class SamplingConfig:
             raise ConfigError(
                 f"sampling.block_length: {self.block_length} does not divide "
                 f"max_new_tokens={self.max_new_tokens}; set max_new_tokens={fitting} or a "
-                "block_length that divides it"
+                "block_length that divides it, or set uneven_blocks"
             )
         if self.num_unmasking_steps is not None and self.num_unmasking_steps % self.num_blocks:
             lower = self.num_unmasking_steps // self.num_blocks * self.num_blocks
             choices = f"{lower} or {lower + self.num_blocks}" if lower else str(self.num_blocks)
             raise ConfigError(
                 f"sampling.num_unmasking_steps: {self.num_unmasking_steps} is not divisible by the "
-                f"{self.num_blocks} blocks of {self.tokens_per_block} tokens; use {choices}"
+                f"{self.num_blocks} blocks of {self.tokens_per_block} tokens; use {choices}, "
+                "or set uneven_blocks"
             )
 
     @property
@@ -125,33 +244,12 @@ class SamplingConfig:
 
     @property
     def num_blocks(self) -> int:
-        """Blocks of a response."""
-        return self.max_new_tokens // self.tokens_per_block
+        """Blocks of a response, the shorter last one included."""
+        return -(-self.max_new_tokens // self.tokens_per_block)
 
     @property
     def steps_per_block(self) -> int:
         """Unmasking steps planned for one block, those that commit nothing included."""
-        steps = self.num_unmasking_steps
-        return (self.max_new_tokens if steps is None else steps) // self.num_blocks
-
-
-def _invalid(name: str, value: Any, remedy: str) -> ConfigError:
-    return ConfigError(f"sampling.{name}: {value!r} is not valid; {remedy}")
-
-
-def _check_integer(name: str, value: Any, minimum: int, maximum: int | None = None) -> None:
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
-    if not is_integer or value < minimum or (maximum is not None and value > maximum):
-        limits = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
-        raise _invalid(name, value, f"use an integer {limits}")
-
-
-def _check_non_negative(name: str, value: Any) -> None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value < 0:
-        raise _invalid(name, value, "use a finite number of at least 0")
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise _invalid(name, value, f"choose one of {', '.join(choices)}")
+        if self.num_unmasking_steps is None:
+            return self.tokens_per_block
+        return -(-self.num_unmasking_steps // self.num_blocks)

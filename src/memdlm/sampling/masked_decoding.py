@@ -1,14 +1,14 @@
 """Masked decoding: LLaDA's sampler (arXiv 2502.09992, algorithms 4 and 5) over any masked model.
 
-Every step predicts all slots of the current block, commits the most confident ones and leaves the
-rest masked. Blocks are filled from left to right; one block is the whole response by default.
-Knows the model only through its call (logits at given positions) and its special token ids.
+Every step predicts all slots of a row's current block, commits the most confident ones and leaves
+the rest masked. Blocks are filled from left to right; one block is the whole response by default.
+Dream's `diffusion_generate` is the same loop under other settings. Knows the model only through its
+call (logits at given positions) and its special token ids.
 
 Shapes: `B` rows, `T` canvas, `S` slots of a row, `P` slots of a block, `V` vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,26 @@ import torch
 from torch import Tensor, nn
 
 from memdlm.errors import ConfigError, NonFiniteError, UsageError
-from memdlm.sampling.canvas import Canvas, prompt_canvas
+from memdlm.sampling.block_plan import BlockPlan, Progress
+from memdlm.sampling.canvas import Canvas, infill_canvas, prompt_canvas
 from memdlm.sampling.config import SamplingConfig
-from memdlm.sampling.token_choice import Draw, choose_tokens, row_draws, suppress
-from memdlm.sampling.unmasking import UNMASKING_POLICIES, most_confident, transfer_schedule
+from memdlm.sampling.end_of_text import (
+    before_first,
+    check_vocabulary,
+    forbid_early_end,
+    has_ended,
+    stop_ids,
+)
+from memdlm.sampling.evaluation_mode import evaluation_mode
+from memdlm.sampling.token_choice import (
+    Draw,
+    choose_tokens,
+    gumbel,
+    keep_likely,
+    row_draws,
+    suppress,
+)
+from memdlm.sampling.unmasking import UNMASKING_POLICIES, most_confident
 
 
 @dataclass(frozen=True)
@@ -28,7 +44,7 @@ class DecodeStep:
 
     Attributes:
         index: 0 for the first step.
-        num_steps: Steps of the whole decode.
+        num_steps: Steps of the whole decode, if no row is done before its plan ends.
         canvas: [B, T] int64 after the step; not overwritten by later steps.
         committed: [B, T] bool, the slots filled in this step.
     """
@@ -45,16 +61,23 @@ class DecodeOutput:
 
     Attributes:
         tokens: Per row the generated tokens, 1-D int64 on the CPU; cut before the first
-            end-of-text token when `stop_at_eos` is set.
-        canvas: [B, T] int64, prompts and all slots filled, padding on the right.
-        unmask_step: [B, T] int64, the step that filled a position; -1 = not a slot.
+            end-of-text token when `stop_at_eos` is set. With `infill` the whole filled prompt.
+        canvas: [B, T] int64, prompts and slots, padding on the right. Slots behind the end of a
+            row that stopped early still hold the mask token.
+        unmask_step: [B, T] int64, the step that filled a position; -1 = no slot, or not filled.
+            It is the step that fills it when the row is decoded alone.
         num_forwards: Calls of the model (two per step under guidance).
+        tokens_per_step: Per row how many slots each of its steps filled. Its length is the number
+            of steps the row took.
+        ended: Per row whether an end-of-text token ended it, rather than the number of slots.
     """
 
     tokens: list[Tensor]
     canvas: Tensor
     unmask_step: Tensor
     num_forwards: int
+    tokens_per_step: list[list[int]]
+    ended: list[bool]
 
 
 @torch.no_grad()
@@ -69,168 +92,265 @@ def decode(
     """Decode every prompt; a row's tokens do not depend on the other rows.
 
     Runs in evaluation mode without gradients; the mode of every submodule and the global random
-    state are afterwards as before.
+    state are afterwards as before. Several threads may decode on one model at once.
 
     Args:
         model: A masked model: `model(ids, attention_mask=..., positions=[B, P]).logits` [B, P, V].
         prompts: One 1-D int64 tensor of token ids per row.
         config: Settings; None for the defaults.
-        on_step: Called after every step, for streaming, progress and traces.
+        on_step: Called after every step, for progress and traces.
         draw: Source of uniform numbers; None gives every row its own generator seeded with
             `config.seed`. Pass `row_draws(seeds, device)` for one seed per row.
 
     Raises:
         UsageError: An empty prompt, or a prompt whose canvas exceeds the model's context.
-        ConfigError: The model lacks a token id the decode needs, or `suppress_tokens` exceeds the
-            vocabulary.
-        NonFiniteError: The model's logits are nan.
+        ConfigError: The model lacks a token id the decode needs, or `config` names a token beyond
+            its vocabulary.
+        NonFiniteError: The model's logits are nan or inf.
+    """
+    steps = decode_steps(model, prompts, config, draw=draw)
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            output: DecodeOutput = end.value
+            return output
+        if on_step is not None:
+            on_step(step)
+
+
+@torch.no_grad()
+def decode_steps(
+    model: nn.Module,
+    prompts: Sequence[Tensor],
+    config: SamplingConfig | None = None,
+    *,
+    draw: Draw | None = None,
+) -> Generator[DecodeStep, None, DecodeOutput]:
+    """Yield every step of `decode` and return its output; arguments and errors as there.
+
+    Between two steps the model stays in evaluation mode. Closing the generator ends the decode.
     """
     config = config or SamplingConfig()
     device = next(model.parameters()).device
     canvas = _lay_out(model, prompts, config, device)
     draw = draw or row_draws([config.seed] * len(prompts), device)
-    with _evaluation_mode(model):
-        tokens, unmask_step, num_forwards = _run(model, canvas, config, on_step, draw)
-    new_tokens = tokens.gather(1, canvas.slot_positions()).cpu()
-    if config.stop_at_eos:
-        eos_ids = _eos_ids(model)
-        rows = [_before_first(row, eos_ids) for row in new_tokens]
-    else:
-        rows = list(new_tokens)
-    return DecodeOutput(rows, tokens, unmask_step, num_forwards)
+    with evaluation_mode(model):
+        return (yield from _Decode(model, canvas, config, draw).run())
 
 
-def _run(
-    model: nn.Module,
-    canvas: Canvas,
-    config: SamplingConfig,
-    on_step: Callable[[DecodeStep], None] | None,
-    draw: Draw,
-) -> tuple[Tensor, Tensor, int]:
-    """Fill all slots; return the canvas [B, T], the step of each slot [B, T], and model calls."""
-    tokens = canvas.tokens
-    blocks = canvas.slot_positions().unflatten(1, (config.num_blocks, config.tokens_per_block))
-    unmask_step = torch.full_like(tokens, -1)
-    is_nan = torch.zeros((), dtype=torch.bool, device=tokens.device)
-    schedule = transfer_schedule(
-        config.tokens_per_block, config.steps_per_block, config.step_schedule
-    )
-    counts = [count for count in schedule if count]
-    num_steps = config.num_blocks * len(counts)
-    for index in range(num_steps):
-        block, step_of_block = divmod(index, len(counts))
-        positions = blocks[:, block]  # [B, P]
-        masked = unmask_step.gather(1, positions) < 0  # [B, P]
-        logits = _slot_logits(model, canvas, tokens, positions, config)  # [B, P, V]
-        chosen, confidence, nan = _predict(logits, config, model, draw, index)
-        is_nan |= nan
-        committed = most_confident(confidence, masked, counts[step_of_block])
-        tokens = tokens.scatter(
-            1, positions, torch.where(committed, chosen, tokens.gather(1, positions))
+class _Decode:
+    """One decode in progress."""
+
+    def __init__(
+        self, model: nn.Module, canvas: Canvas, config: SamplingConfig, draw: Draw
+    ) -> None:
+        self.model, self.canvas, self.config, self.draw = model, canvas, config, draw
+        self.mask_token_id: int = _model_config(model).mask_token_id
+        self.stop_ids = stop_ids(_model_config(model), config)
+        self.tokens = canvas.tokens
+        self.unmask_step = torch.full_like(canvas.tokens, -1)
+        self.is_nan = torch.zeros((), dtype=torch.bool, device=canvas.tokens.device)
+        self.plan = BlockPlan.build(canvas, config, draw)
+        self.progress = Progress(self.plan)
+
+    def run(self) -> Generator[DecodeStep, None, DecodeOutput]:
+        """Fill all slots."""
+        num_steps = max(self.plan.num_steps)
+        index = 0
+        while not all(self.progress.is_done):
+            self._step(index)
+            yield DecodeStep(index, num_steps, self.tokens, self.unmask_step == index)
+            index += 1
+        # One look at the end: asking the device at every step would make each step wait for it.
+        if self.is_nan:
+            raise NonFiniteError(
+                "the model's logits are nan or inf while decoding; check the checkpoint, or load "
+                "it in float32"
+            )
+        return self._output(index)
+
+    def _step(self, index: int) -> None:
+        """Predict each row's current block, commit and move on."""
+        progress = self.progress
+        block = self._on_device(progress.block)
+        rows = torch.arange(len(block), device=block.device)
+        positions, is_slot = self.plan.positions[rows, block], self.plan.is_slot[rows, block]
+        masked = is_slot & (self.unmask_step.gather(1, positions) < 0)  # [B, P]
+        counts = progress.counts()
+        logits = self._logits(positions)  # [B, P, V]
+        chosen, confidence, order = self._predict(logits, index)
+        committed = most_confident(order, masked, self._on_device(counts))
+        if self.config.threshold is not None:
+            committed |= masked & (confidence >= self.config.threshold)
+        committed &= self._on_device([count > 0 for count in counts]).unsqueeze(1)
+        # Added, not written: filler points at column 0, which may itself be a slot.
+        change = torch.where(committed, chosen - self.tokens.gather(1, positions), 0)
+        self.tokens = self.tokens.scatter_add(1, positions, change)
+        self.unmask_step.scatter_add_(1, positions, committed * (index + 1))
+        self._advance(masked & ~committed)
+
+    def _advance(self, masked: Tensor) -> None:
+        """Move on given what is still masked of each row's block [B, P]."""
+        is_open = self.config.threshold is not None
+        self.progress.advance(masked.sum(dim=1).tolist() if is_open else None)
+        if self.config.stop_at_eos and self.config.stop_early and not self.config.infill:
+            for row, ended in enumerate(self._has_ended().tolist()):
+                self.progress.is_done[row] |= ended
+
+    def _predict(self, logits: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return every slot's token, its confidence, and what its turn is decided by: each [B, P].
+
+        Args:
+            logits: [B, P, V] float32, without suppressed tokens.
+            index: The step.
+        """
+        config = self.config
+        vocabulary = logits.shape[-1]
+        best = logits.amax(dim=-1)  # nan where any logit is
+        self.is_nan |= (best.isnan() | best.isposinf()).any()
+        likely = logits
+        if config.temperature or config.confidence_source == "sampling":
+            if config.top_k is not None or config.top_p is not None:
+                # Before the cut, so that a likely mask token does not take a better one's place.
+                likely = suppress(logits, (self.mask_token_id,))
+            likely = keep_likely(likely, config.temperature, config.top_k, config.top_p)
+        chosen = choose_tokens(
+            likely,
+            config.temperature,
+            self.mask_token_id,
+            lambda: self._draws("token_choice", index, (vocabulary,)),
         )
-        unmask_step.scatter_(
-            1, positions, unmask_step.gather(1, positions).masked_fill(committed, index)
+        if self.plan.order is not None:
+            rows = torch.arange(len(chosen), device=chosen.device)
+            order = self.plan.order[rows, self._on_device(self.progress.block)]
+            return chosen, order, order
+        if config.confidence_source == "sampling":
+            logits = likely / (config.temperature or 1.0)
+        deferred = self._deferred(vocabulary)
+        confidence = UNMASKING_POLICIES[config.policy](
+            suppress(logits, deferred).softmax(dim=-1),
+            chosen,
+            lambda: self._draws("unmasking", index, ()),
         )
-        if on_step is not None:
-            on_step(DecodeStep(index, num_steps, tokens, unmask_step == index))
-    # One look at the end: asking the device at every step would make each step wait for it.
-    if is_nan:
-        raise NonFiniteError(
-            "the model's logits are nan while decoding; check the checkpoint, or load it in float32"
-        )
-    return tokens, unmask_step, num_steps * (2 if config.guidance_scale else 1)
+        order = confidence
+        if config.confidence_temperature:
+            # The best of confidence / temperature + Gumbel noise are a draw without replacement.
+            noise = gumbel(self._draws("transfer", index, ()))
+            order = confidence.double() / config.confidence_temperature + noise
+        if deferred:
+            is_deferred = torch.isin(chosen, self._on_device(deferred))
+            confidence = confidence.masked_fill(is_deferred, -1.0)
+            order = order.masked_fill(is_deferred, torch.finfo(order.dtype).min)
+        return chosen, confidence, order
 
-
-def _predict(
-    logits: Tensor, config: SamplingConfig, model: nn.Module, draw: Draw, index: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return every slot's token [B, P] and confidence [B, P], and whether any logit is nan."""
-    num_slots, vocabulary = logits.shape[1:]
-    chosen = choose_tokens(
-        logits,
-        config.temperature,
-        _model_config(model).mask_token_id,
-        lambda: draw("token_choice", index, (num_slots, vocabulary)),
-    )
-    probabilities = logits.softmax(dim=-1)
-    confidence = UNMASKING_POLICIES[config.policy](
-        probabilities, chosen, lambda: draw("unmasking", index, (num_slots,))
-    )
-    return chosen, confidence, probabilities[..., 0].isnan().any()
-
-
-def _slot_logits(
-    model: nn.Module, canvas: Canvas, tokens: Tensor, positions: Tensor, config: SamplingConfig
-) -> Tensor:
-    """Return float32 logits [B, P, V] at `positions`, guided and without suppressed tokens."""
-    mask = canvas.attention_mask
-    logits: Tensor = model(tokens, attention_mask=mask, positions=positions).logits.float()
-    if config.guidance_scale:
-        # Two calls of B rows, not one of 2B: what is bound to the rows of the batch stays bound.
-        without_prompt = tokens.where(canvas.slots, _model_config(model).mask_token_id)
-        unconditional = model(
-            without_prompt, attention_mask=mask, positions=positions
+    def _logits(self, positions: Tensor) -> Tensor:
+        """Return float32 logits [B, P, V] at `positions`, guided and without suppressed tokens."""
+        config, mask = self.config, self.canvas.attention_mask
+        logits: Tensor = self.model(
+            self.tokens, attention_mask=mask, positions=positions
         ).logits.float()
-        logits = unconditional + (config.guidance_scale + 1) * (logits - unconditional)
-    vocabulary = logits.shape[-1]
-    if any(token >= vocabulary for token in config.suppress_tokens):
-        raise ConfigError(
-            f"sampling.suppress_tokens: id {max(config.suppress_tokens)} is beyond the model's "
-            f"vocabulary of {vocabulary}; use ids up to {vocabulary - 1}"
+        if config.guidance_scale:
+            # Two calls of B rows, not one of 2B: what is bound to the batch's rows stays bound.
+            without_prompt = self.tokens.where(self.canvas.slots, self.mask_token_id)
+            unconditional = self.model(
+                without_prompt, attention_mask=mask, positions=positions
+            ).logits.float()
+            logits = unconditional + (config.guidance_scale + 1) * (logits - unconditional)
+        vocabulary = logits.shape[-1]
+        check_vocabulary(config, vocabulary)
+        ending = self._ending(vocabulary)
+        never = config.suppress_tokens + (ending if config.end_tokens == "suppress" else ())
+        logits = suppress(logits, never)
+        if config.min_new_tokens and ending:
+            before = self._on_device(self.progress.slots_before())
+            logits = forbid_early_end(logits, before, config.min_new_tokens, ending)
+        return logits
+
+    def _ending(self, vocabulary: int) -> tuple[int, ...]:
+        """Return the stop ids that the model can say: a config may name one that it cannot."""
+        return tuple(token for token in self.stop_ids if token < vocabulary)
+
+    def _deferred(self, vocabulary: int) -> tuple[int, ...]:
+        ending = self._ending(vocabulary) if self.config.end_tokens == "defer" else ()
+        return self.config.defer_tokens + ending
+
+    def _draws(self, stream: str, index: int, tail: tuple[int, ...]) -> Tensor:
+        """Return uniform draws [B, P, *tail] float64; each row draws what it draws alone."""
+        widths = self.progress.widths()
+        shape = (len(widths), self.plan.positions.shape[2], *tail)
+        draws = torch.full(shape, 0.5, dtype=torch.float64, device=self.tokens.device)
+        for row, width in enumerate(widths):
+            if not self.progress.is_done[row]:
+                # All rows start together and none waits, so the row's own step is this one.
+                draws[row, :width] = self.draw(row, stream, index, (width, *tail))
+        return draws
+
+    def _has_ended(self) -> Tensor:
+        """Return whether each row's response has ended, [B] bool; not for infilling."""
+        slots = self.canvas.slot_positions()
+        return has_ended(
+            self.tokens.gather(1, slots),
+            self.unmask_step.gather(1, slots) >= 0,
+            self.stop_ids,
         )
-    return suppress(logits, config.suppress_tokens)
+
+    def _output(self, num_steps: int) -> DecodeOutput:
+        config = self.config
+        tokens = self.tokens.cpu()
+        if config.infill:
+            lengths = self.canvas.lengths
+            rows = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
+            ended = [False] * len(rows)
+        else:
+            rows = list(tokens.gather(1, self.canvas.slot_positions().cpu()))
+            ended = self._has_ended().tolist()
+            if config.stop_at_eos:
+                rows = [before_first(row, self.stop_ids) for row in rows]
+        return DecodeOutput(
+            tokens=rows,
+            canvas=self.tokens,
+            unmask_step=self.unmask_step,
+            num_forwards=num_steps * (2 if config.guidance_scale else 1),
+            tokens_per_step=[
+                torch.bincount(row[row >= 0]).tolist() for row in self.unmask_step.cpu()
+            ],
+            ended=ended,
+        )
+
+    def _on_device(self, values: Sequence[int] | Sequence[bool]) -> Tensor:
+        return torch.tensor(values, device=self.tokens.device)
 
 
 def _lay_out(
     model: nn.Module, prompts: Sequence[Tensor], config: SamplingConfig, device: torch.device
 ) -> Canvas:
     model_config = _model_config(model)
-    required = ["mask_token_id", "pad_token_id"] + ["eos_token_id"] * config.stop_at_eos
-    for name in required:
+    for name in ("mask_token_id", "pad_token_id"):
         if getattr(model_config, name) is None:
             raise ConfigError(f"the model's config has no {name}; set it before decoding")
+    if config.stop_at_eos and not config.infill and not stop_ids(model_config, config):
+        raise ConfigError(
+            "the model's config has no eos_token_id; set it before decoding, or set "
+            "sampling.stop_tokens"
+        )
+    mask_id, pad_id = model_config.mask_token_id, model_config.pad_token_id
+    num_new = 0 if config.infill else config.max_new_tokens
     context = model_config.max_position_embeddings
     for row, prompt in enumerate(prompts):
-        if len(prompt) + config.max_new_tokens > context:
-            room = context - config.max_new_tokens
-            shorter = f"cut the prompt to {room} tokens or " if room > 0 else ""
+        if len(prompt) + num_new > context:
+            room = context - num_new
+            shorter = f"cut the prompt to {room} tokens" if room > 0 else ""
+            lower = "lower max_new_tokens" if num_new else ""
+            new = f", which with {num_new} new ones exceeds" if num_new else ", which exceeds"
             raise UsageError(
-                f"prompt {row} has {len(prompt)} tokens, which with {config.max_new_tokens} new "
-                f"ones exceeds the model's context of {context}; {shorter}lower max_new_tokens"
+                f"prompt {row} has {len(prompt)} tokens{new} the model's context of {context}; "
+                f"{' or '.join(filter(None, (shorter, lower)))}"
             )
-    return prompt_canvas(
-        prompts,
-        config.max_new_tokens,
-        model_config.mask_token_id,
-        model_config.pad_token_id,
-        device,
-    )
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode; on exit give every submodule back the mode it had."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    if config.infill:
+        return infill_canvas(prompts, mask_id, pad_id, device)
+    return prompt_canvas(prompts, num_new, mask_id, pad_id, device)
 
 
 def _model_config(model: nn.Module) -> Any:
     return model.config
-
-
-def _eos_ids(model: nn.Module) -> set[int]:
-    eos = _model_config(model).eos_token_id
-    return {eos} if isinstance(eos, int) else set(eos)
-
-
-def _before_first(row: Tensor, stop_ids: set[int]) -> Tensor:
-    """Return the 1-D row up to, and without, its first token in `stop_ids`."""
-    for index, token in enumerate(row.tolist()):
-        if token in stop_ids:
-            return row[:index]
-    return row

@@ -37,13 +37,37 @@ def test_blocks_share_the_steps():
         ({"suppress_tokens": [-1]}, "sampling.suppress_tokens: -1"),
         ({"stop_at_eos": 1}, "true or false"),
         ({"seed": -1}, "sampling.seed"),
+        ({"temperature": 1e9}, "at most 1000"),
+        ({"top_k": 0}, "sampling.top_k: 0 .* integer from 1"),
+        ({"top_p": 0.0}, "sampling.top_p: 0.0 .* above 0 and at most 1"),
+        ({"top_p": 1.5}, "above 0 and at most 1"),
+        ({"top_p": float("nan")}, "finite"),
+        ({"threshold": -0.5}, "sampling.threshold: -0.5 .* above 0"),
+        ({"threshold": 0.9, "policy": "entropy"}, "policy=entropy .* use low_confidence or margin"),
+        ({"threshold": 0.9, "policy": "random"}, "use low_confidence or margin"),
+        ({"confidence_temperature": 0.1, "policy": "random"}, "policy=random ignores confidence"),
+        ({"confidence_temperature": float("nan")}, "finite"),
+        ({"confidence_source": "dream"}, "model, sampling"),
+        ({"schedule_epsilon": -1.0}, "sampling.schedule_epsilon: -1.0"),
+        ({"end_tokens": "never"}, "free, defer, suppress"),
+        ({"defer_tokens": "3"}, "sampling.defer_tokens: '3' .* list of token ids"),
+        ({"stop_tokens": [True]}, "sampling.stop_tokens: True"),
+        ({"min_new_tokens": -1}, "sampling.min_new_tokens: -1"),
+        ({"min_new_tokens": 200}, "at most max_new_tokens=128"),
+        ({"min_new_tokens": 1, "infill": True}, "0 with infill"),
+        ({"stop_early": None}, "true or false"),
+        ({"infill": "yes"}, "true or false"),
+        ({"uneven_blocks": 1}, "true or false"),
         ({"max_new_tokens": 32, "block_length": 7}, "set max_new_tokens=35 or a block_length"),
         ({"max_new_tokens": 32, "block_length": 64}, "set max_new_tokens=64"),
         (
             {"max_new_tokens": 32, "block_length": 8, "num_unmasking_steps": 10},
             "4 blocks of 8 tokens; use 8 or 12",
         ),
-        ({"max_new_tokens": 32, "block_length": 8, "num_unmasking_steps": 2}, "tokens; use 4$"),
+        (
+            {"max_new_tokens": 32, "block_length": 8, "num_unmasking_steps": 2},
+            "tokens; use 4, or set",
+        ),
     ],
 )
 def test_bad_settings_name_the_field_and_the_fix_in_one_line(settings, message):
@@ -55,6 +79,18 @@ def test_bad_settings_name_the_field_and_the_fix_in_one_line(settings, message):
 
 def test_a_list_from_a_recipe_becomes_a_tuple():
     assert SamplingConfig(suppress_tokens=[3, 4]).suppress_tokens == (3, 4)
+    assert SamplingConfig(stop_tokens=[3]).stop_tokens == (3,)
+
+
+def test_uneven_blocks_round_up_where_nothing_divides():
+    config = SamplingConfig(
+        max_new_tokens=20, block_length=8, num_unmasking_steps=8, uneven_blocks=True
+    )
+    assert (config.num_blocks, config.steps_per_block) == (3, 3)
+
+
+def test_infilling_asks_for_no_fit_of_slots_it_does_not_append():
+    assert SamplingConfig(infill=True, block_length=7, num_unmasking_steps=3).block_length == 7
 
 
 def test_every_field_has_help():
@@ -62,7 +98,7 @@ def test_every_field_has_help():
 
 
 def test_names_agree_with_the_functions_behind_them():
-    assert set(POLICIES) == set(UNMASKING_POLICIES)
+    assert set(POLICIES) == {*UNMASKING_POLICIES, "independent"}
     assert all(sum(transfer_schedule(7, 3, kind)) == 7 for kind in STEP_SCHEDULES)
 
 

@@ -75,9 +75,9 @@ def test_random_policy_follows_the_injected_draws(scripted_model):
     model = scripted_model(by_column([0, 9.0, 5.0, 1.0]))
     draws = {0: [0.1, 0.2, 0.9], 1: [0.3, 0.1, 0.95], 2: [0.5, 0.6, 0.7]}
 
-    def draw(stream, step, shape):
-        assert (stream, shape) == ("unmasking", (3,))
-        return torch.tensor([draws[step]])
+    def draw(row, stream, step, shape):
+        assert (row, stream, shape) == (0, "unmasking", (3,))
+        return torch.tensor(draws[step])
 
     config = SamplingConfig(max_new_tokens=3, policy="random")
     output = decode(model, [torch.tensor([6])], config, draw=draw)
@@ -184,6 +184,7 @@ def test_on_step_sees_every_state(mixing_model):
     config = SamplingConfig(max_new_tokens=4, num_unmasking_steps=2)
     output = decode(mixing_model, PROMPTS, config, on_step=steps.append)
     assert [(step.index, step.num_steps) for step in steps] == [(0, 2), (1, 2)]
+    assert output.tokens_per_step == [[2, 2]] * 3
     for step in steps:
         assert torch.equal(step.committed, output.unmask_step == step.index)
         assert (step.canvas == MASK).sum() == 3 * 2 * (1 - step.index)
@@ -198,9 +199,10 @@ def test_text_ends_before_the_first_end_of_text_token(scripted_model):
         return logits
 
     prompt = [torch.tensor([6])]
-    cut = decode(scripted_model(script), prompt, SamplingConfig(max_new_tokens=4))
+    cut = decode(scripted_model(script), prompt, SamplingConfig(max_new_tokens=4, stop_early=False))
     assert cut.tokens[0].tolist() == [3]
     assert cut.canvas.tolist() == [[6, 3, EOS, 4, EOS]]
+    assert cut.ended == [True]
     whole = decode(
         scripted_model(script), prompt, SamplingConfig(max_new_tokens=4, stop_at_eos=False)
     )

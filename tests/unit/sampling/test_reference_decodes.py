@@ -60,9 +60,9 @@ def test_llada_official(name):
     is_real = case.get("prompt_attention_mask", torch.ones_like(case["prompt"])).bool()
     prompts = [row[real] for row, real in zip(case["prompt"], is_real, strict=True)]
 
-    def draw(stream, step, shape):
+    def draw(row, stream, step, shape):
         start = case["prompt"].shape[1] + step // config.steps_per_block * args["block_length"]
-        return case["uniform_draws"][step, :, start : start + shape[0]]
+        return case["uniform_draws"][step, row, start : start + shape[0]]
 
     canvases = []
     output = decode(
@@ -99,10 +99,10 @@ def test_mdlm(name):
     )
     prompts = [case[key] for key in sorted(case) if key.startswith("prompt")]
 
-    def draw(stream, step, shape):
+    def draw(row, stream, step, shape):
         start = step // config.steps_per_block * args["block_size"]
         draws = slots_of(case["uniform_draws"][step], prompts, num_slots)
-        return draws[:, start : start + shape[0]]
+        return draws[row, start : start + shape[0]]
 
     canvases = []
     output = decode(
