@@ -113,12 +113,12 @@ class Recipe:
         default="auto",
         metadata={"help": f"Type of the model's weights: {', '.join(DTYPES)} (auto: the file's)."},
     )
+    tiny: TinyConfig | None = field(
+        default=None, metadata={"help": "Build a tiny network instead; `tiny: {}` suffices."}
+    )
     quantization: QuantizationConfig = field(
         default_factory=QuantizationConfig,
         metadata={"help": "4-bit weights below the adapter (QLoRA); see docs/quantization.md."},
-    )
-    tiny: TinyConfig | None = field(
-        default=None, metadata={"help": "Build a tiny network instead; `tiny: {}` suffices."}
     )
     adapter: AdapterConfig = field(
         default_factory=AdapterConfig, metadata={"help": "What training updates."}
