@@ -1,12 +1,11 @@
-"""What a forward promises, whichever family."""
+"""What a forward promises, whichever family: each item is one test over the table."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from memdlm.backbones.base import Interlude
-
-PAD = 59
+from tests.families import PAD
 
 
 def ids_and_mask(lengths=(11, 6, 8)):
@@ -124,10 +123,27 @@ def test_hidden_states_and_tuples(family, build_model):
     assert torch.equal(model(ids, return_dict=False)[0], output.logits)
 
 
+@pytest.mark.parametrize("stop", [0, 1, 3, 4])
+def test_prefix_and_suffix_are_the_whole(family, stop, build_model):
+    model = build_model(family)
+    ids, mask = ids_and_mask()
+    positions = torch.tensor([[1, 4, 10], [5, 0, 0], [7, 2, 2]])
+    backbone, last = model.model, len(model.model.layers)
+    _, inputs = backbone.embed(ids, mask)
+    prefix = backbone.prefix(ids, inputs, stop)
+    whole = backbone.norm(backbone.run_layers(prefix, inputs, stop, last))
+    assert torch.equal(whole, backbone(ids, attention_mask=mask))
+    if stop < last:  # at positions, the last layer has to be among those still to run
+        narrow = backbone.norm(backbone.run_layers(prefix, inputs, stop, last, positions))
+        assert torch.equal(narrow, backbone(ids, attention_mask=mask, positions=positions))
+
+
 @pytest.mark.parametrize("before_layer", [0, 2, 3])
 @pytest.mark.parametrize("is_collecting", [False, True])
-def test_an_interlude_runs_once_between_two_layers(before_layer, is_collecting, build_model):
-    model = build_model("llada")
+def test_an_interlude_runs_once_between_two_layers(
+    family, before_layer, is_collecting, build_model
+):
+    model = build_model(family)
     ids, _ = ids_and_mask()
     states = model(ids, output_hidden_states=True).hidden_states
     seen = []
@@ -160,41 +176,21 @@ def test_half_precision_runs_forward_and_backward(family, dtype, build_model):
     assert F.cosine_similarity(logits.float().flatten(), exact.flatten(), dim=0) > 0.98
 
 
-def test_gradient_checkpointing_changes_nothing(family, build_model):
+def test_the_padding_embedding_is_trained_where_the_official_code_trains_it(
+    family, traits, build_model
+):
+    model = build_model(family)
     ids, _ = ids_and_mask()
-    grads = []
-    for is_checkpointed in (False, True):
-        model = build_model(family).train()
-        if is_checkpointed:
-            model.activation_checkpointing_enable({"use_reentrant": False})
-        model(ids, labels=ids).loss.backward()
-        grads.append({name: p.grad for name, p in model.named_parameters()})
-    for name, grad in grads[0].items():
-        assert torch.equal(grad, grads[1][name]), name
-
-
-def test_the_moe_pad_embedding_is_never_trained_and_the_dense_one_is(build_model):
-    ids, _ = ids_and_mask()
-    for family, is_trained in (("llada", True), ("llada_moe", False)):
-        model = build_model(family)
-        model(ids, labels=ids).loss.backward()
-        assert bool(model.model.embed_tokens.weight.grad[PAD].any()) == is_trained
+    model(ids, labels=ids).loss.backward()
+    assert bool(model.model.embed_tokens.weight.grad[PAD].any()) == traits.trains_pad
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of torch itself
-@pytest.mark.parametrize(
-    ("family", "dtype", "similarity"),
+def test_compiling_gives_the_same_logits(family, traits, build_model):
     # torch 2.13 can trace the grouped product of the experts in bf16 only, and there a rounding
     # may send a token to another expert.
-    [
-        ("llada", torch.float32, 1 - 1e-5),
-        ("llada_moe", torch.bfloat16, 0.99),
-        ("llada2", torch.bfloat16, 0.99),
-        ("dream", torch.float32, 1 - 1e-5),
-    ],
-)
-def test_compiling_gives_the_same_logits(family, dtype, similarity, build_model):
+    dtype, similarity = (torch.bfloat16, 0.99) if traits.has_experts else (torch.float32, 1 - 1e-5)
     model = build_model(family).to(dtype).eval()
     ids, mask = ids_and_mask()
     compiled = torch.compile(model)

@@ -347,24 +347,6 @@ def test_a_batch_in_which_nothing_is_masked_is_a_step_of_nothing(
     assert all(p.grad is None or (p.grad == 0).all() for p in model.parameters())
 
 
-def test_gradient_checkpointing_gives_the_same_step(family, build_model, build_batch, lay_out):
-    memory = MemoryConfig(loss="kl", scope="ffn_attention", **SMALL)
-    plan = lay_out(build_batch(), memory)
-    results = []
-    for is_checkpointed in (False, True):
-        model = build_model(family).train()
-        if is_checkpointed:
-            model.activation_checkpointing_enable({"use_reentrant": False})
-        step = OuterStep(model, memory)
-        result = step.forward(model, plan)
-        result.loss.backward()
-        step.release()
-        results.append((result.loss, {n: p.grad for n, p in model.named_parameters()}))
-    assert torch.equal(results[0][0], results[1][0])
-    for name, grad in results[0][1].items():
-        torch.testing.assert_close(grad, results[1][1][name], rtol=1e-6, atol=1e-7)
-
-
 def test_same_indices_same_step(family, build_model, build_batch):
     model, batch, memory = build_model(family), build_batch(), MemoryConfig(**SMALL)
     losses = []
