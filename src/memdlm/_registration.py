@@ -17,7 +17,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-MODEL_TYPES = ("llada", "lladamoe", "llada2_moe", "Dream")
+MODEL_TYPES = ("llada", "lladamoe", "llada2_moe", "llada2_moe_21", "llada21_moe", "Dream")
 _REGISTRY = "transformers.models.auto.configuration_auto"
 
 

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MaskedLMOutput
 
+from memdlm.backbones.buffers import keep_float32_buffers
 from memdlm.backbones.experts import Experts
 
 
@@ -157,6 +158,11 @@ class DiffusionModel(DiffusionPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Move or cast, as `nn.Module` does, but keep fp32 buffers out of half precision."""
+        keep_float32_buffers(self, lambda: super(DiffusionModel, self)._apply(fn, recurse))
+        return self
+
     def embed(
         self,
         input_ids: torch.Tensor | None,
@@ -253,10 +259,12 @@ class DiffusionMaskedLM(DiffusionPreTrainedModel):
     """A `DiffusionModel` with its vocabulary head; what `AutoModelForMaskedLM` returns.
 
     Set `right_shift_logits` for families whose checkpoint predicts the *next* token: callers then
-    still see logits aligned with the tokens they stand for.
+    still see logits aligned with the tokens they stand for. `attentions` are the values of
+    `config.attention`, for families with a choice.
     """
 
     right_shift_logits = False
+    attentions: tuple[str, ...] = ("full",)
 
     def __init__(self, config: Any, model: DiffusionModel) -> None:
         """Put a head of `config.vocab_size` rows on `model`."""

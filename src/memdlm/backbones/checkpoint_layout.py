@@ -4,16 +4,20 @@ Registers our families with the Auto classes and teaches `from_pretrained` and `
 official key names, so that official checkpoints go in and come out unchanged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
 from transformers.core_model_loading import (
     Concatenate,
     MergeModulelist,
     WeightConverter,
     WeightRenaming,
+    apply_renamings,
 )
 
 from memdlm.errors import CheckpointError
@@ -28,6 +32,18 @@ def register_family(
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     AutoModelForMaskedLM.register(config_class, model_class, exist_ok=True)
     register_checkpoint_conversion_mapping(config_class.model_type, list(layout), overwrite=True)
+
+
+def register_renamed(model_type: str, config_class: type[PreTrainedConfig]) -> None:
+    """Let a config.json that calls a family `model_type` load; saving writes the official name."""
+
+    def from_dict(cls: type, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        fields = {**config_dict, "model_type": config_class.model_type}
+        return config_class.from_dict(fields, **kwargs)
+
+    name = f"{config_class.__name__}As_{model_type}"
+    body = {"model_type": model_type, "from_dict": classmethod(from_dict)}
+    AutoConfig.register(model_type, type(name, (config_class,), body), exist_ok=True)
 
 
 def renames(table: dict[str, str]) -> list[WeightRenaming]:
@@ -94,3 +110,18 @@ def set_rotary(config: PreTrainedConfig, theta: float, partial_factor: float | N
 def official_dict(fields: dict[str, Any]) -> dict[str, Any]:
     """Drop what only transformers' layers read from a config about to be saved."""
     return {name: value for name, value in fields.items() if name != "rope_parameters"}
+
+
+def official_names(model_type: str, names: Iterable[str]) -> dict[str, str]:
+    """Return the official name of every native module name, by a family's renamings run backwards.
+
+    Stacked experts keep their path, below which the official code has one module per expert.
+    """
+    table = get_checkpoint_conversion_mapping(model_type) or []
+    backwards = [
+        entry.reverse_transform() for entry in reversed(table) if isinstance(entry, WeightRenaming)
+    ]
+    # The patterns are those of weights, which end one part later than their modules.
+    return {
+        name: apply_renamings(f"{name}.weight", backwards).removesuffix(".weight") for name in names
+    }

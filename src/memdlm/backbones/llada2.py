@@ -36,6 +36,7 @@ from memdlm.backbones.checkpoint_layout import (
     official_dict,
     refuse,
     register_family,
+    register_renamed,
     renames,
     set_rotary,
 )
@@ -313,6 +314,8 @@ class LLaDA2Model(DiffusionModel, LLaDA2PreTrainedModel):
 class LLaDA2MoeModelLM(DiffusionMaskedLM, LLaDA2PreTrainedModel):
     """LLaDA2.x with its head. Named as in official `architectures`, so saved configs agree."""
 
+    attentions = ATTENTIONS
+
     def __init__(self, config: LLaDA2Config) -> None:
         """Build the model of `config` with random weights."""
         pad = config.pad_token_id
@@ -335,3 +338,6 @@ OFFICIAL_NAMES = {
 LLaDA2ForMaskedLM = LLaDA2MoeModelLM
 
 register_family(LLaDA2Config, LLaDA2MoeModelLM, [*renames(OFFICIAL_NAMES), *fused_experts()])
+# What MemDLM's and dllm's own copies of the code make users write into config.json for LLaDA2.1.
+for renamed in ("llada2_moe_21", "llada21_moe"):
+    register_renamed(renamed, LLaDA2Config)

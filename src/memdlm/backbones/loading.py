@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForMaskedLM, PreTrainedConfig
+from transformers import AutoModelForMaskedLM
 
 from memdlm.backbones.adapters import base_of_adapter, with_adapter
 from memdlm.backbones.base import DiffusionMaskedLM
+from memdlm.backbones.buffers import check_buffers
 from memdlm.backbones.quantization import (
     QuantizationConfig,
     as_quantization,
     check_dtype,
     loading_arguments,
 )
-from memdlm.backbones.reading import check_exists, readable
+from memdlm.backbones.reading import check_exists, read_config, readable
 from memdlm.backbones.tokenizers import match_token_ids
+from memdlm.backbones.weight_files import check_weight_files
 from memdlm.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ def load_model(
     adapter: str | Path | None = None,
     device: torch.device | str | None = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
+    attention: str | None = None,
     quantization: QuantizationConfig | str | None = None,
 ) -> nn.Module:
     """Load a checkpoint of a supported family, in evaluation mode.
@@ -47,14 +50,16 @@ def load_model(
         adapter: PEFT adapter folder or hub name to put on the model.
         device: Where the model goes; None leaves it on the CPU.
         tokenizer: Supplies special token ids that the config lacks (see `match_token_ids`).
+        attention: "full" or "block_causal", for families that know both (LLaDA2.x); None keeps
+            what the config says, which is "full" for published files.
         quantization: "nf4", or its settings, for a frozen base in 4 bits with all else in bfloat16;
             a log line tells what was quantised and what not.
 
     Raises:
         CheckpointError: The folder is missing or damaged, the hub cannot be reached, the
             architecture is not supported, a weight is missing or left over, or ids disagree.
-        ConfigError: `dtype` is unknown or excludes `quantization`, which may be unknown too or lack
-            bitsandbytes.
+        ConfigError: `attention` is not one of the family's; `dtype` is unknown or excludes
+            `quantization`, which may be unknown too or lack bitsandbytes.
     """
     quantization = as_quantization(quantization)
     check_dtype(quantization, "auto" if dtype is None else dtype)
@@ -62,6 +67,8 @@ def load_model(
     if adapter is None and (Path(name) / "adapter_config.json").is_file():
         name, adapter = base_of_adapter(Path(name)), name
     model = _load_base(name, _torch_dtype(dtype), quantization, device)
+    if attention is not None:
+        _declare_attention(model, attention)
     if tokenizer is not None:
         match_token_ids(model.config, tokenizer, name)
     loaded: nn.Module = model if adapter is None else with_adapter(model, str(adapter))
@@ -80,10 +87,7 @@ def check_architecture(name: str) -> None:
         CheckpointError: One of the two, or the hub cannot be reached.
     """
     check_exists(name)
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise CheckpointError(f"{name} holds no config.json: name the folder of a saved model")
-    with readable(name, "model"):
-        fields, _ = PreTrainedConfig.get_config_dict(name)
+    fields = read_config(name)
     supported = supported_architectures()
     named = fields.get("architectures") or []
     if not set(named) & set(supported):
@@ -106,12 +110,15 @@ def _load_base(
     device: torch.device | str | None,
 ) -> DiffusionMaskedLM:
     check_architecture(name)
+    if Path(name).is_dir():
+        check_weight_files(Path(name))
     arguments = loading_arguments(quantization, "cpu" if device is None else device)
     with readable(name, "model"):
         model, report = AutoModelForMaskedLM.from_pretrained(
             name,
             **{"dtype": dtype, **arguments},
             trust_remote_code=False,
+            use_safetensors=True,
             output_loading_info=True,
             # Reported below with the other misfits, in one line.
             ignore_mismatched_sizes=True,
@@ -127,13 +134,29 @@ def _load_base(
             f"{name}: the weights do not fit {type(model).__name__} ({found}): the files are "
             "incomplete or belong to another config.json; download or save them again"
         )
+    check_buffers(model, name)
     return model
 
 
+def _declare_attention(model: DiffusionMaskedLM, attention: str) -> None:
+    known = model.attentions
+    if attention not in known:
+        raise ConfigError(
+            f"attention: {attention!r} is not what {type(model).__name__} offers "
+            f"({', '.join(known)}); leave it out, or use another model"
+        )
+    if hasattr(model.config, "attention"):
+        model.config.attention = attention
+
+
 def _torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return "auto" if dtype is None else dtype
-    if dtype not in DTYPES:
+    if dtype is None:
+        return "auto"
+    if isinstance(dtype, torch.dtype):
+        is_known = dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    else:
+        is_known = dtype in DTYPES
+    if not is_known:
         raise ConfigError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
     return dtype
 

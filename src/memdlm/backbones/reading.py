@@ -3,6 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from ssl import SSLError
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
 from safetensors import SafetensorError
 
@@ -18,6 +22,7 @@ _READING_ERRORS = (
     UserWarning,
     SafetensorError,
 )
+_HUB_TIMEOUT = 5.0  # seconds
 
 
 def check_exists(name: str) -> None:
@@ -33,9 +38,14 @@ def check_exists(name: str) -> None:
 
 @contextmanager
 def readable(name: str, what: str) -> Iterator[None]:
-    """Turn whatever reading a checkpoint raises into one line; our own errors pass."""
+    """Turn whatever reading a checkpoint raises into one line; our own errors pass.
+
+    While the hub does not answer, only what it has left on this machine is read: the hub's own
+    client would try every file again for half a minute.
+    """
     try:
-        yield
+        with _without_retries(name):
+            yield
     except _READING_ERRORS as error:
         where = "folder" if Path(name).is_dir() else "local folder or reachable hub model"
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -43,3 +53,53 @@ def readable(name: str, what: str) -> Iterator[None]:
             f"cannot load the {what} from {name} ({reason[:300]}): check that it is a complete "
             f"{where}"
         ) from error
+
+
+def read_config(name: str, what: str = "model") -> dict[str, Any]:
+    """Return the fields of config.json in folder or hub name `name`.
+
+    Raises:
+        CheckpointError: There is none, it cannot be read, or it is no JSON object.
+    """
+    from transformers import PreTrainedConfig
+
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise CheckpointError(f"{name} holds no config.json: name the folder of a saved model")
+    with readable(name, what):
+        try:
+            fields: Any = PreTrainedConfig.get_config_dict(name)[0]
+        except AttributeError:  # how it fails on JSON that is a list or a number
+            fields = None
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{name}: config.json is no JSON object: download it again")
+    return fields
+
+
+@contextmanager
+def _without_retries(name: str) -> Iterator[None]:
+    from huggingface_hub import constants
+
+    if Path(name).is_dir() or constants.HF_HUB_OFFLINE or _hub_answers():
+        yield
+        return
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = False
+
+
+def _hub_answers() -> bool:
+    """Ask the hub once, through proxies if the environment names some."""
+    from huggingface_hub import constants
+
+    try:
+        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=_HUB_TIMEOUT).close()
+    except HTTPError:
+        return True  # an answer, if an unfriendly one
+    except URLError as error:
+        # The client may trust other certificates than Python does: let it find out.
+        return isinstance(error.reason, SSLError)
+    except OSError:
+        return False
+    return True
