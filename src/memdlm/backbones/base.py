@@ -12,7 +12,7 @@ Shapes: B batch, L length, P positions per row, H width, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from memdlm.backbones.buffers import keep_float32_buffers
 from memdlm.backbones.experts import Experts
+from memdlm.backbones.kv_cache import KVCache
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,12 @@ class LayerInputs:
     Attributes:
         attention_mask: None (all attend to all) or a mask [B, 1, L or 1, L], True/0 = may attend.
         position_embeddings: Rotary cosines and sines, [1 or B, L, rotary dims] each.
+        cache: Keys and values of earlier forwards; None outside decoding.
     """
 
     attention_mask: torch.Tensor | None
     position_embeddings: tuple[torch.Tensor, torch.Tensor]
+    cache: KVCache | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class DecoderLayer(GradientCheckpointingLayer):
             hidden_states=self.input_layernorm(hidden),
             position_embeddings=inputs.position_embeddings,
             attention_mask=inputs.attention_mask,
+            past_key_values=inputs.cache,
         )
         hidden = hidden + attended
         if positions is not None:
@@ -229,6 +233,7 @@ class DiffusionModel(DiffusionPreTrainedModel):
         positions: torch.Tensor | None = None,
         interlude: Interlude | None = None,
         collect: list[torch.Tensor] | None = None,
+        cache: KVCache | None = None,
     ) -> torch.Tensor:
         """Return the final-norm hidden states [B, L, H], or [B, P, H] at `positions`.
 
@@ -236,6 +241,8 @@ class DiffusionModel(DiffusionPreTrainedModel):
         norm; it needs `positions=None`.
         """
         hidden, inputs = self.embed(input_ids, attention_mask, position_ids, inputs_embeds)
+        if cache is not None:
+            inputs = replace(inputs, cache=cache)
         stops = [len(self.layers)] if interlude is None else [interlude.before_layer]
         if collect is not None:
             stops = sorted({*stops, *range(len(self.layers) + 1)})
@@ -291,6 +298,7 @@ class DiffusionMaskedLM(DiffusionPreTrainedModel):
         positions: torch.Tensor | None = None,
         valid: torch.Tensor | None = None,
         interlude: Interlude | None = None,
+        cache: KVCache | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         **unknown: Any,
@@ -306,6 +314,9 @@ class DiffusionMaskedLM(DiffusionPreTrainedModel):
             positions: [B, P] int64: compute logits only there (exact, and much cheaper).
             valid: [N] int64, indices into the flattened [B * P]: logits [N, V] only there.
             interlude: See `Interlude`.
+            cache: Keys and values of earlier forwards, opened for this one. The tokens given are
+                then a part of the sequence: `position_ids` says which, `positions` counts along
+                the tokens given, and the mask is [B, K] or [B, 1, L, K] over the visible slots.
             output_hidden_states: Also return embeddings and every layer's output.
             return_dict: False for a plain tuple.
             **unknown: Arguments of other models; only None and False are tolerated.
@@ -320,6 +331,9 @@ class DiffusionMaskedLM(DiffusionPreTrainedModel):
         _refuse_unknown(unknown)
         if positions is not None and (labels is not None or output_hidden_states):
             raise ValueError("positions excludes labels and output_hidden_states")
+        if cache is not None and (position_ids is None or positions is None):
+            # Neither where a part of a sequence lies nor what precedes it can be guessed.
+            raise ValueError("a cache needs position_ids and positions")
         collect: list[torch.Tensor] | None = [] if output_hidden_states else None
         sources = None if positions is None else self.source_positions(positions)
         hidden = self.model(
@@ -330,6 +344,7 @@ class DiffusionMaskedLM(DiffusionPreTrainedModel):
             positions=sources,
             interlude=interlude,
             collect=collect,
+            cache=cache,
         )
         if positions is None and self.right_shift_logits:
             hidden = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)

@@ -41,6 +41,7 @@ from memdlm.backbones.checkpoint_layout import (
     set_rotary,
 )
 from memdlm.backbones.experts import Experts
+from memdlm.backbones.kv_cache import KVCache
 from memdlm.errors import CheckpointError, ConfigError
 
 PUBLISHED_MASK_TOKEN_ID = 156895
@@ -177,6 +178,7 @@ class FusedAttention(nn.Module):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None,
+        past_key_values: KVCache | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the attended states [B, L, H] and, if the implementation has them, weights."""
         shape = hidden_states.shape[:-1]
@@ -186,7 +188,10 @@ class FusedAttention(nn.Module):
         )
         query = self.query_layernorm(query).transpose(1, 2)  # [B, heads, L, head_dim]
         key = self.key_layernorm(key).transpose(1, 2)
+        value = value.transpose(1, 2)
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
         attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -194,7 +199,7 @@ class FusedAttention(nn.Module):
             self,
             query,
             key,
-            value.transpose(1, 2),
+            value,
             attention_mask,
             dropout=self.config.attention_dropout if self.training else 0.0,
             scaling=self.scaling,

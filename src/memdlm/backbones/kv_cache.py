@@ -1,0 +1,69 @@
+"""Keys and values that outlive a forward, so that the next one runs on a few positions only.
+
+A cache has one slot per position of each row. Every forward says where its tokens belong and how
+many slots its queries may look at; what they see among those is the attention mask's business. The
+attention modules, ours and those of transformers, know a cache by one method, `update`.
+
+Knows neither blocks nor decoding. Shapes: B rows, Q query tokens of a forward, S slots, K visible
+slots, G key-value heads, D head width.
+"""
+
+import torch
+
+
+class KVCache:
+    """One store per layer, allocated by the first forward in the dtype that its keys have.
+
+    A slot that nothing was written to holds zeros; hide it with the attention mask. One cache
+    serves one decode: it is written by every forward and must not be shared between threads.
+    """
+
+    def __init__(self, num_slots: int) -> None:
+        """Provide `num_slots` slots per row."""
+        self.num_slots = num_slots
+        self._stores: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._slots: torch.Tensor | None = None
+        self._num_visible = 0
+
+    def open(self, slots: torch.Tensor, num_visible: int) -> None:
+        """Prepare for the next forward.
+
+        Args:
+            slots: Where its tokens are kept [B, Q] int64; whatever was there is replaced.
+            num_visible: Its queries get the slots 0 to this, without: the last dimension of its
+                attention mask.
+        """
+        self._slots, self._num_visible = slots, num_visible
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer_idx: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep a layer's keys and values [B, G, Q, D]; return those of all visible slots.
+
+        Called by the attention of layer `layer_idx`, after the rotary embedding.
+
+        Returns:
+            Keys and values [B, G, K, D]: views, overwritten by later forwards.
+
+        Raises:
+            ValueError: Before `open`, or if the forward has other rows or tokens than announced.
+        """
+        if self._slots is None or self._slots.shape != (key.shape[0], key.shape[2]):
+            announced = None if self._slots is None else tuple(self._slots.shape)
+            raise ValueError(
+                f"the cache expects {announced} query tokens but the forward has "
+                f"{(key.shape[0], key.shape[2])}; call open(slots, num_visible) before each forward"
+            )
+        if layer_idx not in self._stores:
+            shape = (*key.shape[:2], self.num_slots, key.shape[3])
+            self._stores[layer_idx] = (key.new_zeros(shape), value.new_zeros(shape))
+        index = self._slots[:, None, :, None].expand_as(key)
+        keys, values = self._stores[layer_idx]
+        keys.scatter_(2, index, key.to(keys.dtype))
+        values.scatter_(2, index, value.to(values.dtype))
+        return keys[:, :, : self._num_visible], values[:, :, : self._num_visible]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all stores."""
+        return sum(t.numel() * t.element_size() for pair in self._stores.values() for t in pair)
