@@ -16,6 +16,8 @@ POLICIES = ("low_confidence", "random", "margin", "entropy", "independent")
 STEP_SCHEDULES = ("even", "linear", "cosine", "dream")
 END_TOKENS = ("free", "defer", "suppress")
 CONFIDENCE_SOURCES = ("model", "sampling")
+DECODERS = ("auto", "masked", "block")
+CACHES = ("auto", "none", "exact", "prefix", "dual")
 # Beyond any context; a typo of more zeros should fail here, not when memory runs out.
 _LIMIT = 1_000_000
 # Beyond any use; keeps float64 scores finite.
@@ -161,6 +163,54 @@ class SamplingConfig:
             "of block_length over the prompt, max_new_tokens and stop_at_eos do not apply."
         },
     )
+    decoder: str = field(
+        default="auto",
+        metadata={
+            "help": "masked (LLaDA, Dream: a response attends to all of itself), block (LLaDA2.x: "
+            "blocks of block_length counted from the start of the prompt, each attending to itself "
+            "and what precedes it) or auto (block for families that offer block-causal attention)."
+        },
+    )
+    cache: str = field(
+        default="auto",
+        metadata={
+            "help": "Keys and values kept between steps: none; exact (block decoding: those of "
+            "finished blocks, changes no token); prefix or dual (masked decoding, APPROXIMATE, "
+            "arXiv 2505.22618: within a block, those of what precedes it, or of all other "
+            "positions, stay as they were at its first step); auto (exact for block decoding, "
+            "else none)."
+        },
+    )
+    min_tokens_per_step: int | None = field(
+        default=None,
+        metadata={
+            "help": "Block decoding: commit at least so many slots per step, in place of "
+            "num_unmasking_steps; LLaDA2.1's num_to_transfer."
+        },
+    )
+    editing_threshold: float | None = field(
+        default=None,
+        metadata={
+            "help": "Block decoding: replace a committed token of the current block where the "
+            "model prefers another one with a confidence above this; LLaDA2.1's token editing, "
+            "published with 0.9. Off by default, as in the paper's evaluation."
+        },
+    )
+    max_editing_steps: int = field(
+        default=16,
+        metadata={
+            "help": "With editing_threshold, steps spent on a block after its last mask is gone; "
+            "LLaDA2.1's max_post_steps."
+        },
+    )
+    abandon_block_at_eos: bool = field(
+        default=False,
+        metadata={
+            "help": "Block decoding: leave a block, masks and all, once it holds an end-of-text "
+            "token, as MemDLM's published sampler does on eos_early_stop. An answer may then "
+            "contain mask tokens; stop_early saves the same steps without."
+        },
+    )
     seed: int = field(
         default=0,
         metadata={
@@ -172,14 +222,15 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         """Check every value, then how they fit together."""
         check_integer("max_new_tokens", self.max_new_tokens, minimum=1, maximum=_LIMIT)
-        for name in ("num_unmasking_steps", "block_length", "top_k"):
+        for name in ("num_unmasking_steps", "block_length", "top_k", "min_tokens_per_step"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), minimum=1, maximum=_LIMIT)
         check_integer("min_new_tokens", self.min_new_tokens, minimum=0, maximum=_LIMIT)
+        check_integer("max_editing_steps", self.max_editing_steps, minimum=0, maximum=_LIMIT)
         check_integer("seed", self.seed, minimum=0)
         for name in ("temperature", "guidance_scale", "confidence_temperature"):
             check_number(name, getattr(self, name), 0, _LARGEST_SCALE)
-        for name in ("threshold", "top_p"):
+        for name in ("threshold", "top_p", "editing_threshold"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), 0, 1, exclusive=True)
         check_number("schedule_epsilon", self.schedule_epsilon, 0, 1)
@@ -187,13 +238,22 @@ class SamplingConfig:
         check_choice("step_schedule", self.step_schedule, STEP_SCHEDULES)
         check_choice("confidence_source", self.confidence_source, CONFIDENCE_SOURCES)
         check_choice("end_tokens", self.end_tokens, END_TOKENS)
-        for name in ("uneven_blocks", "stop_at_eos", "stop_early", "infill"):
+        check_choice("decoder", self.decoder, DECODERS)
+        check_choice("cache", self.cache, CACHES)
+        for name in (
+            "uneven_blocks",
+            "stop_at_eos",
+            "stop_early",
+            "infill",
+            "abandon_block_at_eos",
+        ):
             check_flag(name, getattr(self, name))
         for name in ("suppress_tokens", "defer_tokens", "stop_tokens"):
             object.__setattr__(self, name, token_ids(name, getattr(self, name)))
         self._check_together()
+        self._check_decoder()
         # An infilled prompt has as many slots as it has, so its blocks are never checked for fit.
-        if not (self.infill or self.uneven_blocks):
+        if not (self.infill or self.uneven_blocks or self.decoder == "block"):
             self._check_blocks()
 
     def _check_together(self) -> None:
@@ -218,6 +278,45 @@ class SamplingConfig:
             )
         if self.infill and self.min_new_tokens:
             raise invalid("min_new_tokens", self.min_new_tokens, "use 0 with infill")
+
+    def _check_decoder(self) -> None:
+        """Refuse what the other way of decoding would need; `auto` is checked against the model."""
+        if self.decoder == "masked" and self.block_only:
+            name = self.block_only[0]
+            raise invalid(name, getattr(self, name), "use it with decoder=block, or leave it out")
+        if self.decoder == "block" and self.masked_only:
+            name = self.masked_only[0]
+            raise invalid(name, getattr(self, name), "use it with decoder=masked, or leave it out")
+        if self.cache in ("prefix", "dual") and self.infill:
+            raise invalid("cache", self.cache, "use none with infill")
+        if self.min_tokens_per_step is not None and self.num_unmasking_steps is not None:
+            raise invalid(
+                "min_tokens_per_step",
+                self.min_tokens_per_step,
+                f"num_unmasking_steps={self.num_unmasking_steps} says the same; give one of them",
+            )
+
+    @property
+    def block_only(self) -> tuple[str, ...]:
+        """Settings, other than default, that only block decoding knows."""
+        given = {
+            "cache": self.cache == "exact",
+            "min_tokens_per_step": self.min_tokens_per_step is not None,
+            "editing_threshold": self.editing_threshold is not None,
+            "abandon_block_at_eos": self.abandon_block_at_eos,
+        }
+        return tuple(name for name, is_given in given.items() if is_given)
+
+    @property
+    def masked_only(self) -> tuple[str, ...]:
+        """Settings, other than default, that only masked decoding knows."""
+        given = {
+            "cache": self.cache in ("prefix", "dual"),
+            "infill": self.infill,
+            "guidance_scale": self.guidance_scale > 0,
+            "policy": self.policy == "independent",
+        }
+        return tuple(name for name, is_given in given.items() if is_given)
 
     def _check_blocks(self) -> None:
         remainder = self.max_new_tokens % self.tokens_per_block
