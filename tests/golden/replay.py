@@ -3,10 +3,11 @@
     python tests/golden/replay.py DIR...
 
 Each DIR is a fixture folder or any folder above some: `backbones/<name>`,
-`inner/<backbone>/<case>`, `infer/<case>`, `schedule`, `tables`. Prints one JSON line per case and a
-summary, and exits 1 if a case deviates by more than the tolerance: logits 1e-4, losses 1e-5
-relative, gradients and fast weights 1e-5 of the tensor's norm, counts and decoded tokens exact. A
-checkpoint that the library refuses at load is reported as a refusal.
+`inner/<backbone>/<case>`, `infer/<case>`, `sampler/<sampler>/<case>`, `schedule`, `tables`. Prints
+one JSON line per case and a summary, and exits 1 if a case deviates by more than the tolerance:
+logits 1e-4, losses 1e-5 relative, gradients and fast weights 1e-5 of the tensor's norm, counts,
+decoded tokens and their order exact. A checkpoint that the library refuses at load is reported as a
+refusal.
 """
 
 import json
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import replay_backbones
 import replay_infer
 import replay_inner
+import replay_sampler
 import replay_schedule
 
 TOLERANCES = {
@@ -47,6 +49,8 @@ def find_cases(folder: Path) -> Iterator[tuple[str, Path]]:
         yield "inner", folder
     elif (folder / "tensors.safetensors").exists() and folder.parent.name == "infer":
         yield "infer", folder
+    elif (folder / "tensors.safetensors").exists() and folder.parent.parent.name == "sampler":
+        yield "sampler", folder
     else:
         for child in sorted(path for path in folder.iterdir() if path.is_dir()):
             yield from find_cases(child)
@@ -56,6 +60,7 @@ REPLAYS = {
     "backbones": replay_backbones.replay,
     "inner": replay_inner.replay,
     "infer": replay_infer.replay,
+    "sampler": replay_sampler.replay,
     "schedule": replay_schedule.replay_schedule,
     "tables": replay_schedule.replay_tables,
 }
@@ -63,7 +68,7 @@ REPLAYS = {
 
 def replay_case(kind: str, folder: Path) -> dict[str, object]:
     """Replay one case; return its name, status and largest deviation of each kind."""
-    name = "/".join(folder.parts[-3 if kind == "inner" else -2 :])
+    name = "/".join(folder.parts[-3 if kind in ("inner", "sampler") else -2 :])
     try:
         deviations = REPLAYS[kind](folder)
     except MemDLMError as error:

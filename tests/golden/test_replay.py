@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 CASES = [
     (kind, folder)
-    for name in ("backbones", "inner", "infer", "schedule", "tables")
+    for name in ("backbones", "inner", "infer", "sampler", "schedule", "tables")
     for kind, folder in replay.find_cases(FIXTURES / name)
 ]
 
@@ -28,6 +28,7 @@ def test_all_kinds_are_present() -> None:
     kinds = [kind for kind, _ in CASES]
     assert kinds.count("inner") == 46
     assert kinds.count("infer") == 2
+    assert kinds.count("sampler") >= 14
     assert kinds.count("backbones") == 6
     assert {"schedule", "tables"} < set(kinds)
 
@@ -79,6 +80,27 @@ def test_a_changed_infer_case_fails(tmp_path: Path, tensor: str, deviation: str)
     result = replay.replay_case("infer", folder)
     assert result["status"] == "failed"
     assert float(str(result[deviation])) > replay.TOLERANCES[deviation.split(".")[0]]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "deviation"),
+    [("output", "count.tokens"), ("unmask_step", "count.order"), ("history", "count.history")],
+)
+def test_a_changed_decode_fails(tmp_path: Path, tensor: str, deviation: str) -> None:
+    case = tmp_path / "sampler" / "mdlm" / "infill"
+    shutil.copytree(FIXTURES / "sampler" / "mdlm" / "infill", case)
+    (tmp_path / "backbones").symlink_to(FIXTURES / "backbones")
+    path = case / "tensors.safetensors"
+    tensors = load_file(path)
+    if tensor == "unmask_step":
+        # Two slots that are filled in different steps change places.
+        tensors[tensor][0, [2, 3]] = tensors[tensor][0, [3, 2]]
+    else:
+        tensors[tensor][..., -1, 2] += 1
+    save_file(tensors, path)
+    result = replay.replay_case("sampler", case)
+    assert result["status"] == "failed"
+    assert float(str(result[deviation])) > 0
 
 
 def test_a_changed_schedule_fails(tmp_path: Path) -> None:
