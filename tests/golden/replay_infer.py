@@ -4,7 +4,6 @@ The golden states are handed to the library as a trajectory, as in `replay_inner
 losses, gradients, clipping, SGD and both decodes are the library's.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 

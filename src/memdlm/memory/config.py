@@ -144,6 +144,13 @@ class MemoryConfig:
             "where an inconsistent trajectory ends."
         },
     )
+    chunk_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Prompt tokens written at once (default: the model's context). A longer prompt "
+            "is written chunk by chunk into one memory, each chunk with all inner steps."
+        },
+    )
 
     def __post_init__(self) -> None:
         """Check every value against its table or range.
@@ -160,6 +167,9 @@ class MemoryConfig:
             value = getattr(self, name)
             is_valid = isinstance(value, int) and value >= 1
             _check(name, value, is_valid, "a whole number of at least 1")
+        if self.chunk_length is not None:
+            is_valid = isinstance(self.chunk_length, int) and self.chunk_length >= 1
+            _check("chunk_length", self.chunk_length, is_valid, "a whole number of at least 1")
         _check("alpha", self.alpha, 0 < self.alpha < math.inf, "a positive number")
         _check("temperature", self.temperature, 0 < self.temperature < math.inf, "positive")
         _check("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "positive")
@@ -179,6 +189,11 @@ class MemoryConfig:
         for name in ("prompt_mask_ratio", "inconsistent_start_ratio"):
             _check(name, getattr(self, name), 0 < getattr(self, name) <= 1, "in (0, 1]")
         self._check_combinations()
+
+    @property
+    def scale(self) -> float:
+        """Factor of a fast LoRA's B A: alpha / rank; 1 for full deltas."""
+        return self.alpha / self.rank if self.kind == "lora" else 1.0
 
     def _check_combinations(self) -> None:
         if (self.scope == "modules") != bool(self.modules):

@@ -12,7 +12,7 @@ checkpoints, PEFT, DDP and FSDP2 see an ordinary model (docs/decisions/0004).
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,8 @@ from memdlm.backbones.base import DiffusionModel
 from memdlm.backbones.experts import Experts, grouped_linear
 from memdlm.memory.config import MemoryConfig
 from memdlm.memory.placement import Placement, Site
+
+PARTS = ("A", "B", "delta")
 
 
 class FastWeights:
@@ -43,7 +45,7 @@ class FastWeights:
         config: MemoryConfig,
         num_rows: int,
         device: torch.device,
-        generator: torch.Generator,
+        generator: torch.Generator | Sequence[torch.Generator],
     ) -> None:
         """Create phi_0, which has no effect on any output.
 
@@ -52,20 +54,49 @@ class FastWeights:
             config: `kind`, `rank` and `alpha`.
             num_rows: 1, or the batch size for one memory per sequence.
             device: Where the tensors live.
-            generator: On `device`. All rows start from the same A, so that a row's memory does not
-                depend on what else is in its batch.
+            generator: On `device`; one for all rows, which then start from the same A, or one per
+                row. Either way a row's memory does not depend on what else is in its batch.
         """
         self.placement = placement
         self.num_rows = num_rows
-        self.scale = config.alpha / config.rank if config.kind == "lora" else 1.0
+        self.scale = config.scale
         self.tensors: dict[str, torch.Tensor] = {}
+        generators = list(generator) if isinstance(generator, Sequence) else [generator] * num_rows
         for site in placement.sites:
-            for name, shape in _shapes(site, config).items():
-                tensor = torch.zeros(shape, device=device)
-                if name == "A":
+            for name, shape in tensor_shapes(site, config).items():
+                if name != "A":
+                    rows = [torch.zeros(shape, device=device)] * num_rows
+                else:
                     bound = 1 / math.sqrt(site.in_features)
-                    tensor.uniform_(-bound, bound, generator=generator)
-                self.tensors[f"{site.name}.{name}"] = _expand_rows(tensor, num_rows, site)
+                    drawn = {
+                        draws: torch.empty(shape, device=device).uniform_(
+                            -bound, bound, generator=draws
+                        )
+                        for draws in dict.fromkeys(generators)
+                    }
+                    rows = [drawn[draws] for draws in generators]
+                self.tensors[f"{site.name}.{name}"] = stack_rows(rows, site)
+
+    @classmethod
+    def of(
+        cls, placement: Placement, scale: float, tensors: Mapping[str, torch.Tensor]
+    ) -> "FastWeights":
+        """Wrap tensors [b, ...] that exist already; every site's must be there."""
+        fast = cls.__new__(cls)
+        fast.placement, fast.scale = placement, scale
+        fast.tensors = dict(tensors)
+        fast.num_rows = next(iter(fast.tensors.values())).shape[0]
+        return fast
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
+    def names(self, site: Site) -> list[str]:
+        """Return the names of the tensors at `site`."""
+        names = [f"{site.name}.{part}" for part in PARTS]
+        return [name for name in names if name in self.tensors]
 
     @contextmanager
     def attached(self, model: DiffusionModel) -> Iterator[None]:
@@ -114,6 +145,21 @@ class FastWeights:
                 raise ValueError(f"fast weight {name}: got {tuple(tensor.shape)}, expected {known}")
             self.tensors[name] = tensor.to(self.tensors[name])
 
+    def select(self, rows: Sequence[int]) -> "FastWeights":
+        """Return a copy of some memories, in the order of `rows`."""
+        tensors = {}
+        for site in self.placement.sites:
+            for name in self.names(site):
+                chosen = [self.tensors[name][row] for row in rows]
+                tensors[name] = stack_rows(chosen, site)
+        return FastWeights.of(self.placement, self.scale, tensors)
+
+    def put(self, rows: Sequence[int], other: "FastWeights") -> None:
+        """Replace the memories `rows` by those of `other`, in order."""
+        for name, tensor in self.tensors.items():
+            for index, row in enumerate(rows):
+                tensor[row] = other.tensors[name][index]
+
     def drop(self, alive: torch.Tensor) -> None:
         """Take back the effect of every memory that is not `alive` [b] bool.
 
@@ -134,7 +180,8 @@ class FastWeights:
         return torch.stack(squares).sum(dim=0).sqrt()
 
 
-def _shapes(site: Site, config: MemoryConfig) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(site: Site, config: MemoryConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor that one memory has at `site`."""
     if config.kind == "full":
         return {"delta": (*site.lead, site.out_features, site.in_features)}
     return {
@@ -143,13 +190,13 @@ def _shapes(site: Site, config: MemoryConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _expand_rows(tensor: torch.Tensor, num_rows: int, site: Site) -> torch.Tensor:
-    """Give `tensor` a leading dimension of identical rows."""
+def stack_rows(rows: Sequence[torch.Tensor], site: Site) -> torch.Tensor:
+    """Return the tensors of several memories at one site as one [b, ...]."""
     if site.num_experts is None:
-        return tensor[None].repeat(num_rows, *[1] * tensor.dim())
+        return torch.stack(list(rows))
     # Experts first in memory, rows first in the shape: the grouped product wants (expert, row)
     # groups side by side and then needs no copy, since elementwise updates keep the strides.
-    return tensor[:, None].repeat(1, num_rows, 1, 1).transpose(0, 1)
+    return torch.stack(list(rows), dim=1).transpose(0, 1)
 
 
 def _experts(model: DiffusionModel, path: str) -> Experts:

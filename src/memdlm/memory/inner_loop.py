@@ -8,7 +8,7 @@ once, without gradient, or not at all where the outer pass has already computed 
 B batch, L length, N supervised positions, b memories, K steps.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,6 +77,34 @@ class InnerStats:
     updates: tuple[UpdateStats, ...]
     alive: torch.Tensor
     num_matrices: int
+
+
+def merge_stats(parts: Sequence[tuple[Sequence[int], InnerStats]], num_memories: int) -> InnerStats:
+    """Return the statistics of several inner loops on some memories [n] of a batch as one [b].
+
+    Steps that a memory did not take have loss nan and zeros. Each part comes with its memories.
+    """
+    if len(parts) == 1 and len(parts[0][0]) == num_memories:
+        return parts[0][1]
+
+    def spread(values: torch.Tensor, rows: Sequence[int], blank: float | bool) -> torch.Tensor:
+        whole = values.new_full((*values.shape[:-1], num_memories), blank)
+        whole[..., list(rows)] = values
+        return whole
+
+    losses, updates, alive = [], [], torch.ones_like(parts[0][1].alive[:1]).repeat(num_memories)
+    for rows, stats in parts:
+        losses.append(spread(stats.losses, rows, torch.nan))
+        alive = alive & spread(stats.alive, rows, True)
+        for update in stats.updates:
+            updates.append(
+                UpdateStats(
+                    spread(update.grad_norm, rows, 0.0),
+                    spread(update.num_clipped, rows, 0.0),
+                    spread(update.is_finite, rows, True),
+                )
+            )
+    return InnerStats(torch.cat(losses), tuple(updates), alive, parts[0][1].num_matrices)
 
 
 def plan_inner_loop(

@@ -1,34 +1,31 @@
 """Parametric memory phi_K: write it from tokens, use it in a `with` block, erase it (MemDLM Eq. 9).
 
 The public face of this package for inference. Each row of a batch gets a memory of its own, which
-depends on that row's tokens and the seed alone, never on the other rows.
+depends on that row's tokens and seed alone, never on the other rows. A memory can be kept in a
+folder (`memdlm.memory.artefact`), and kept ones be put side by side in one batch (`stack`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 from weakref import WeakSet
 
 import torch
 from torch import nn
 
 from memdlm.backbones.base import DiffusionMaskedLM
-from memdlm.diffusion.corruption import corrupt
 from memdlm.diffusion.objective import ObjectiveConfig
-from memdlm.diffusion.schedule import get_schedule
-from memdlm.diffusion.states import CleanBatch, State
 from memdlm.errors import ConfigError, DataError, UsageError
+from memdlm.memory.artefact import Artefact
 from memdlm.memory.config import MemoryConfig
+from memdlm.memory.exclusive import exclusive
 from memdlm.memory.fast_weights import FastWeights
-from memdlm.memory.inner_loop import InnerStats, plan_inner_loop, run_inner_loop
+from memdlm.memory.inner_loop import InnerStats, merge_stats, plan_inner_loop, run_inner_loop
 from memdlm.memory.placement import place
-from memdlm.memory.trajectories import (
-    Trajectory,
-    TrajectoryRequest,
-    Transition,
-    build_trajectory,
-)
+from memdlm.memory.prompt import Round, check_tokens, plan_rounds, prompt_trajectory, real_tokens
+from memdlm.memory.provenance import MemoryRow, PromptRecord
+from memdlm.memory.stacking import stack_memories
 from memdlm.seeding import generator
 
 # Backbones that answer with a memory at this moment. Linear layers would add a second one and
@@ -54,11 +51,15 @@ def unwrap(model: nn.Module) -> DiffusionMaskedLM:
 class ParametricMemory:
     """Fast weights written from tokens, kept until erased.
 
+    Threads may share a model: `write` and an `attached` block wait for one another. A plain forward
+    of the model in another thread does not wait and would see the memory that is attached.
+
     Example:
         >>> memory = ParametricMemory(model, MemoryConfig())
         >>> memory.write(prompt_ids)
         >>> with memory.attached():
         ...     logits = model(canvas_ids).logits
+        >>> memory.save_pretrained("notes-memory")
         >>> memory.erase()
     """
 
@@ -87,11 +88,18 @@ class ParametricMemory:
         self.placement = place(self.backbone.model, self.config)
         self.fast_weights: FastWeights | None = None
         self.stats: InnerStats | None = None
+        self.rows: tuple[MemoryRow | None, ...] = ()
+        self._is_stack = False
 
     @property
     def is_written(self) -> bool:
         """Whether there is something to attach."""
         return self.fast_weights is not None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the fast weights; 0 when nothing is written."""
+        return 0 if self.fast_weights is None else self.fast_weights.num_bytes
 
     @torch.inference_mode(False)  # a caller that decodes may be in it, and nothing could be learnt
     def write(
@@ -99,158 +107,269 @@ class ParametricMemory:
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         *,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
+        extend: bool = False,
     ) -> InnerStats:
         """Run the inner loop on `input_ids` and keep the result, replacing what was there.
 
         All real tokens may be masked; the anchor's ratio is `config.prompt_mask_ratio`. The model
-        runs in eval mode; weights, gradients, mode and random state are left as they were.
+        runs in eval mode; weights, gradients, mode and random state are left as they were. If
+        anything fails, so is the memory. A prompt longer than `config.chunk_length` (the model's
+        context by default) is written chunk by chunk into the same memory: each chunk runs all
+        inner steps, from the fast weights that the chunk before left (`memdlm.memory.prompt`).
 
         Args:
             input_ids: Tokens to remember [B, L] int64.
             attention_mask: 1 on real tokens, 0 on padding [B, L]; None means no padding.
-            seed: Decides masks and initial fast weights, the same way for every row.
+            seed: Decides masks and initial fast weights; one for all rows, or one per row.
+            extend: Write on in the memory that is there, row by row, instead of replacing it; it
+                keeps its seeds.
+
+        Returns:
+            Statistics of all steps in order. Where rows have different numbers of chunks, steps
+            that a row did not take have loss nan and zeros.
 
         Raises:
+            ConfigError: If `config.chunk_length` exceeds the context.
             DataError: If a row is empty or the backbone has no mask token.
-            UsageError: If a tensor is of another shape or type, or a memory is attached.
+            UsageError: If a tensor is of another shape or type, a memory is attached, seeds do not
+                fit the rows, or there is nothing to extend.
         """
-        _check_tokens(input_ids, attention_mask)
-        self._check_free("write")
-        trajectory, batch = self._prompt_trajectory(input_ids.cpu(), attention_mask, seed)
+        check_tokens(input_ids, attention_mask)
+        with exclusive(self.backbone):
+            self._check_free("write")
+            rounds = plan_rounds(input_ids, attention_mask, self._chunk_length())
+            prompts = real_tokens(input_ids, attention_mask)
+            fast, rows = self._start(len(prompts), seed, extend)
+            was_training = [module for module in self.backbone.modules() if module.training]
+            self.backbone.eval()
+            try:
+                stats, fast, rows = self._write_rounds(rounds, fast, rows)
+            finally:
+                for module in was_training:
+                    module.training = True
+            records = [PromptRecord.of(prompt) for prompt in prompts]
+            records_of = [records] if self._is_shared else [[record] for record in records]
+            self.rows = tuple(
+                row.written(written, 0, is_alive=True)
+                for row, written in zip(rows, records_of, strict=True)
+            )
+            self.fast_weights, self.stats, self._is_stack = fast, stats, False
+        return stats
+
+    @property
+    def _is_shared(self) -> bool:
+        return self.config.sharing == "batch"
+
+    def _chunk_length(self) -> int:
+        context: int = self.backbone.config.max_position_embeddings
+        wanted = self.config.chunk_length
+        if wanted is not None and wanted > context:
+            raise ConfigError(
+                f"memory.chunk_length: {wanted:,} exceeds the model's context of {context:,} "
+                "tokens; use at most that, or null"
+            )
+        return context if wanted is None else wanted
+
+    def _start(
+        self, num_prompts: int, seed: int | Sequence[int], extend: bool
+    ) -> tuple[FastWeights, list[MemoryRow]]:
+        """Return the fast weights to begin with, ours to change, and the rows they belong to."""
+        num_rows = 1 if self._is_shared else num_prompts
+        if extend:
+            self._check_no_stack()
+            if self.fast_weights is None:
+                raise UsageError("there is no memory to extend; write(input_ids) one first")
+            if len(self.rows) != num_rows:
+                raise UsageError(
+                    f"the memory has {len(self.rows)} rows and cannot be extended by {num_rows}; "
+                    "give one prompt per row"
+                )
+            fast = self.fast_weights.select(range(num_rows))
+            return fast, [row for row in self.rows if row is not None]
+        seeds = [seed] * num_rows if isinstance(seed, int) else list(seed)
+        if len(seeds) != num_rows:
+            raise UsageError(
+                f"seed: {len(seeds)} seeds for {num_rows} memories; give one seed, or one per row"
+            )
         device = self.backbone.lm_head.weight.device
-        num_rows = 1 if self.config.sharing == "batch" else input_ids.shape[0]
-        fast = FastWeights(
-            self.placement,
+        drawn = {s: generator(s, "fast_weights", device=device) for s in dict.fromkeys(seeds)}
+        fast = FastWeights(self.placement, self.config, num_rows, device, [drawn[s] for s in seeds])
+        return fast, [MemoryRow(s) for s in seeds]
+
+    def _write_rounds(
+        self, rounds: list[Round], fast: FastWeights, rows: list[MemoryRow]
+    ) -> tuple[InnerStats, FastWeights, list[MemoryRow]]:
+        """Write every round into its rows of `fast`; a row that met inf or nan is left out."""
+        parts: list[tuple[tuple[int, ...], InnerStats]] = []
+        for chunk in rounds:
+            places = (0,) * len(chunk.rows) if self._is_shared else chunk.rows
+            targets = tuple(dict.fromkeys(places))
+            is_whole = len(targets) == len(rows)
+            part = fast if is_whole else fast.select(targets)
+            stats = self._write_round(chunk, part, [rows[place] for place in places])
+            # What has met inf or nan once has no effect ever after.
+            was_dropped = torch.tensor([rows[row].is_dropped for row in targets])
+            if bool(was_dropped.any()):
+                stats = replace(stats, alive=stats.alive & ~was_dropped.to(stats.alive.device))
+                part.drop(stats.alive)
+            if not is_whole:
+                fast.put(targets, part)
+            for row, is_alive in zip(targets, stats.alive.tolist(), strict=True):
+                rows[row] = rows[row].written((), 1, is_alive)
+            parts.append((targets, stats))
+        return merge_stats(parts, len(rows)), fast, rows
+
+    def _write_round(
+        self, chunk: Round, fast: FastWeights, rows: Sequence[MemoryRow]
+    ) -> InnerStats:
+        """Run the inner loop on one chunk; `rows` are the memories its rows are written into."""
+        mask_token_id = self.backbone.config.mask_token_id
+        if mask_token_id is None:
+            raise DataError("the model's config has no mask_token_id; set config.mask_token_id")
+        device = self.backbone.lm_head.weight.device
+        trajectory, batch = prompt_trajectory(
+            chunk,
+            [row.seed for row in rows],
+            [row.num_chunks for row in rows],
             self.config,
-            num_rows,
-            device,
-            generator(seed, "fast_weights", device=device),
+            self.objective,
+            mask_token_id,
         )
         config = replace(self.config, weighting=self.config.prompt_weighting)
         plan = plan_inner_loop(trajectory, batch, config, self.objective).to(device)
-        mask = None if attention_mask is None else attention_mask.to(device, copy=True)
-        was_training = [module for module in self.backbone.modules() if module.training]
-        self.backbone.eval()
-        try:
-            with torch.no_grad():
-                _, inputs = self.backbone.model.embed(plan.states[0], mask)
-            stats = run_inner_loop(self.backbone, fast, plan, config, inputs)
-        finally:
-            for module in was_training:
-                module.training = True
-        self.fast_weights, self.stats = fast, stats
-        return stats
+        mask = None if chunk.attention_mask is None else chunk.attention_mask.to(device, copy=True)
+        with torch.no_grad():
+            _, inputs = self.backbone.model.embed(plan.states[0], mask)
+        return run_inner_loop(self.backbone, fast, plan, config, inputs)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Let every forward of the model within the block use the memory.
+
+        Another thread that writes or attaches a memory of the same model waits for the block's end.
 
         Raises:
             UsageError: If nothing has been written or a memory is attached already; and, from a
                 forward within the block, if its batch has not as many rows as the memory (any
                 number will do for a shared one).
         """
-        if self.fast_weights is None:
-            raise UsageError("the memory is empty; call write(input_ids) before attached()")
-        self._check_free("attach")
-        num_rows = self.fast_weights.num_rows
+        with exclusive(self.backbone):
+            if self.fast_weights is None:
+                raise UsageError("the memory is empty; call write(input_ids) before attached()")
+            self._check_free("attach")
+            num_rows = self.fast_weights.num_rows
 
-        def check_rows(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            if num_rows not in (1, args[0].shape[0]):
-                raise UsageError(
-                    f"the memory was written from {num_rows} rows, but the batch has "
-                    f"{args[0].shape[0]}; write it from that batch, or set memory.sharing: batch"
-                )
+            def check_rows(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+                if num_rows not in (1, args[0].shape[0]):
+                    raise UsageError(
+                        f"the memory was written from {num_rows} rows, but the batch has "
+                        f"{args[0].shape[0]}; write it from that batch, or set memory.sharing: "
+                        "batch"
+                    )
 
-        # Deltas see flattened tokens and could not tell rows of another number apart.
-        first = self.backbone.model.layers[self.placement.first_layer]
-        handle = first.register_forward_pre_hook(check_rows)
-        _IN_USE.add(self.backbone)
-        try:
-            with self.fast_weights.attached(self.backbone.model):
-                yield
-        finally:
-            _IN_USE.discard(self.backbone)
-            handle.remove()
+            # Deltas see flattened tokens and could not tell rows of another number apart.
+            first = self.backbone.model.layers[self.placement.first_layer]
+            handle = first.register_forward_pre_hook(check_rows)
+            _IN_USE.add(self.backbone)
+            try:
+                with self.fast_weights.attached(self.backbone.model):
+                    yield
+            finally:
+                _IN_USE.discard(self.backbone)
+                handle.remove()
 
     def erase(self) -> None:
-        """Forget everything written."""
+        """Forget everything written; the tensors are freed."""
         self.fast_weights = self.stats = None
+        self.rows, self._is_stack = (), False
+
+    @staticmethod
+    def stack(memories: "Sequence[ParametricMemory | None]") -> "ParametricMemory":
+        """Return a memory whose rows are those of `memories`, in order, to attach to one batch.
+
+        None is a row without memory: its outputs are those of the model alone. The tensors are
+        copies; erasing the stack leaves its parts alone, and the other way round.
+
+        Raises:
+            UsageError: A part is empty, is on another model, has other sites, rank or scale, or
+                there is none.
+        """
+        parts = [memory for memory in memories if memory is not None]
+        if not parts:
+            raise UsageError("there is no memory to stack; give at least one that is not None")
+        first = parts[0]
+        stacked = ParametricMemory(first.backbone, first.config, first.objective)
+        stacked.fast_weights = stack_memories(
+            [None if memory is None else memory._part_of(first) for memory in memories]
+        )
+        stacked.rows = tuple(
+            row for memory in memories for row in ((None,) if memory is None else memory.rows)
+        )
+        stacked._is_stack = True
+        return stacked
+
+    def _part_of(self, other: "ParametricMemory") -> FastWeights:
+        if self.fast_weights is None:
+            raise UsageError("a memory to stack is empty; write(input_ids) it first")
+        if self.backbone is not other.backbone:
+            raise UsageError("memories of different models cannot share a batch")
+        return self.fast_weights
+
+    def row(self, index: int) -> "ParametricMemory":
+        """Return a copy of one row as a memory of its own.
+
+        Raises:
+            UsageError: There is no such row, or the memory is a stack.
+        """
+        self._check_no_stack()
+        if self.fast_weights is None or not 0 <= index < len(self.rows):
+            raise UsageError(f"row {index}: the memory has {len(self.rows)} rows, counted from 0")
+        single = ParametricMemory(self.backbone, self.config, self.objective)
+        single.fast_weights = self.fast_weights.select([index])
+        single.rows = (self.rows[index],)
+        return single
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Keep the memory in a new `folder`; see `memdlm.memory.artefact` for what it holds.
+
+        Raises:
+            CheckpointError: `folder` exists or cannot be written; nothing is left behind.
+            UsageError: Nothing has been written.
+        """
+        self._artefact().save(Path(folder))
+
+    def _artefact(self) -> Artefact:
+        if self.fast_weights is None:
+            raise UsageError("the memory is empty; call write(input_ids) before you keep it")
+        self._check_no_stack()
+        rows = tuple(row for row in self.rows if row is not None)
+        return Artefact.of(self.backbone, self.config, self.objective, rows, self.fast_weights)
+
+    def _check_no_stack(self) -> None:
+        # Its parts may have other settings, and it has rows without a memory.
+        if self._is_stack:
+            raise UsageError("this is a stack of memories; use its parts one by one")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, model: nn.Module) -> "ParametricMemory":
+        """Read a kept memory, ready to attach to `model`.
+
+        Raises:
+            CheckpointError: `folder` holds no memory, is damaged or of an unknown version, or the
+                memory was written on another base or with another outer adapter.
+            UsageError: If `model` holds no backbone.
+        """
+        artefact = Artefact.load(Path(folder))
+        lm = unwrap(model)
+        artefact.check_fits(lm)
+        memory = cls(lm, artefact.config, artefact.objective)
+        memory.fast_weights = artefact.fast_weights(memory.placement, lm.lm_head.weight.device)
+        memory.rows = artefact.rows
+        return memory
 
     def _check_free(self, action: str) -> None:
         if self.backbone in _IN_USE:
             raise UsageError(
                 f"a memory is attached to this model; leave its `with` block before you {action}"
             )
-
-    def _prompt_trajectory(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, seed: int
-    ) -> tuple[Trajectory, CleanBatch]:
-        """Draw every row's trajectory as if it were alone, then lay the rows side by side."""
-        mask_token_id = self.backbone.config.mask_token_id
-        if mask_token_id is None:
-            raise DataError("the model's config has no mask_token_id; set config.mask_token_id")
-        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.cpu()
-        real = real.bool()
-        if not bool(real.any(dim=1).all()):
-            raise DataError("cannot write a memory from an empty prompt; give at least one token")
-        schedule = get_schedule(self.objective.schedule)
-        rows = []
-        for ids, is_real in zip(input_ids, real, strict=True):
-            kept = ids[is_real][None]
-            row = CleanBatch(
-                kept, torch.ones_like(kept, dtype=torch.bool), torch.zeros_like(kept).bool()
-            )
-            t = torch.full((1,), self.config.prompt_mask_ratio)
-            anchor = corrupt(row, t, schedule, mask_token_id, generator(seed, "prompt_anchor"))
-            draws = generator(seed, "prompt_trajectory")
-            rows.append(
-                build_trajectory(
-                    TrajectoryRequest(row, anchor, t, self.config, mask_token_id, draws)
-                )
-            )
-        batch = CleanBatch(input_ids, real, ~real)
-        return _side_by_side(rows, batch), batch
-
-
-def _check_tokens(input_ids: Any, attention_mask: Any) -> None:
-    given = f"a {type(input_ids).__name__}"
-    if isinstance(input_ids, torch.Tensor):
-        given = f"{str(input_ids.dtype).removeprefix('torch.')} {list(input_ids.shape)}"
-        if input_ids.dtype == torch.int64 and input_ids.dim() == 2 and len(input_ids):
-            if attention_mask is None or attention_mask.shape == input_ids.shape:
-                return
-            raise UsageError(
-                f"attention_mask {list(attention_mask.shape)} differs from input_ids "
-                f"{list(input_ids.shape)}; give one entry per token"
-            )
-    raise UsageError(
-        f"input_ids is {given}; give int64 tokens [B, L] of one row or more, as a tokenizer "
-        "returns with padding=True and return_tensors='pt'"
-    )
-
-
-def _side_by_side(rows: list[Trajectory], batch: CleanBatch) -> Trajectory:
-    """Merge one-row trajectories into one of the batch, padding tokens staying visible."""
-    merged: dict[int, State] = {}
-
-    def merge(states: list[State]) -> State:
-        key = id(states[0])
-        if key not in merged:
-            ids, masked = batch.clean.clone(), torch.zeros_like(batch.maskable)
-            for index, state in enumerate(states):
-                where = batch.maskable[index]
-                ids[index, where], masked[index, where] = state.ids[0], state.masked[0]
-            merged[key] = State(ids, masked)
-        return merged[key]
-
-    transitions = tuple(
-        Transition(
-            merge([step.source for step in steps]),
-            merge([step.target for step in steps]),
-            torch.cat([step.t for step in steps]),
-        )
-        for steps in zip(*(row.transitions for row in rows), strict=True)
-    )
-    return Trajectory(transitions, merge([row.anchor for row in rows]))
