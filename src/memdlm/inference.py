@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from memdlm.data.encoding import check_prompt_fits, encode_prompt
+from memdlm.data.encoding import check_prompt_fits, encode_prompt, end_of_turn_id
 from memdlm.data.formatting import Message
 from memdlm.diffusion.objective import ObjectiveConfig
 from memdlm.errors import ConfigError, DataError, UsageError
@@ -32,7 +32,8 @@ class Generation:
 
     Attributes:
         text: The decoded response, without special tokens.
-        token_ids: The same as ids, up to and without the end-of-text token.
+        token_ids: The same as ids, up to and without the token that ends the answer: the end of the
+            text or, with a chat template, of the turn.
         num_prompt_tokens: Length of the encoded prompt.
         memory: `off`, `written`, or `dropped` where the inner loop met inf or nan, so that the
             answer is that of the model alone.
@@ -81,7 +82,7 @@ def generate(
     """
     if isinstance(prompts, str):
         raise UsageError("prompts is one text; give a list of them, e.g. [prompt]")
-    sampling = sampling or SamplingConfig()
+    sampling = _with_ends(sampling or SamplingConfig(), tokenizer)
     if batch_size < 1:
         raise ConfigError(f"batch_size: {batch_size} is out of range; use 1 or more")
     writer = None
@@ -97,6 +98,13 @@ def generate(
         batch = encoded[start : start + batch_size]
         answers += _answer(model, tokenizer, batch, sampling, writer, seed)
     return answers
+
+
+def _with_ends(sampling: SamplingConfig, tokenizer: "PreTrainedTokenizerBase") -> SamplingConfig:
+    """Let answers end with the tokenizer's end of text and end of turn, besides the model's own."""
+    ends = (tokenizer.eos_token_id, end_of_turn_id(tokenizer))
+    known = (token for token in ends if token is not None)
+    return replace(sampling, stop_tokens=tuple(dict.fromkeys((*sampling.stop_tokens, *known))))
 
 
 def _encode(

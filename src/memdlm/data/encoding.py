@@ -1,7 +1,8 @@
 """Turn dialogues into token ids that fit the window, and prompts into the same ids at inference.
 
 With a chat template: prompt = template of the turns before the response with its generation prompt,
-whole = template of all turns; the prompt's ids must be a prefix of the whole's. Without: prompt and
+whole = template of all turns; the prompt's ids must be a prefix of the whole's, and what a template
+adds behind the token that ends the response's turn is dropped. Without: prompt and
 response are encoded apart and joined, the end-of-text token closes the response (a tokenizer that
 opens every text with a begin-of-text token keeps it). The prompt is never masked: its labels are
 -100; the response is labelled up to and with its end. This file knows no file and no batch.
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED_LABEL = -100
+
+# What `end_of_turn_id` looks for in a rendered conversation.
+_TRIAL_ANSWER = "ANSWER"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,24 @@ def uses_template(tokenizer: "PreTrainedTokenizerBase", chat_template: str) -> b
     return chat_template == "auto" and bool(getattr(tokenizer, "chat_template", None))
 
 
+def end_of_turn_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """Return the special token with which the chat template ends an assistant's turn, if any.
+
+    Instruction-tuned models end their answers with it rather than with the end-of-text token.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    trial = (*user_turn("a"), {"role": "assistant", "content": _TRIAL_ANSWER})
+    try:
+        text = _apply_template(tokenizer, trial, "a trial conversation")
+    except DataError:
+        return None
+    _, answer, closing = text.rpartition(_TRIAL_ANSWER)
+    ids = _encode_texts(tokenizer, [closing])[0] if answer and closing else []
+    added = tokenizer.added_tokens_decoder
+    return ids[0] if ids and ids[0] in added and added[ids[0]].special else None
+
+
 def encode_prompt(
     tokenizer: "PreTrainedTokenizerBase",
     prompt: str | Sequence[Message],
@@ -97,6 +119,7 @@ def encode_dialogues(
     """
     templated = uses_template(tokenizer, chat_template)
     build: Callable[..., Example] = _from_template if templated else _from_texts
+    end_id = end_of_turn_id(tokenizer) if templated else tokenizer.eos_token_id
     if templated:
         firsts = [
             _apply_template(tokenizer, d.messages, d.where, generation_prompt=True)
@@ -117,7 +140,7 @@ def encode_dialogues(
     for dialogue, first, second in zip(
         dialogues, ids[: len(firsts)], ids[len(firsts) :], strict=True
     ):
-        example = build(opening + first, second, tokenizer.eos_token_id, dialogue.where)
+        example = build(opening + first, second, end_id, dialogue.where)
         if (example.input_ids == tokenizer.mask_token_id).any():
             raise DataError(
                 f"{dialogue.where} contains the mask token {tokenizer.mask_token!r}, which the "
@@ -143,7 +166,7 @@ def fit_window(example: Example, max_length: int) -> Example:
     )
 
 
-def _from_template(prompt: list[int], whole: list[int], eos_token_id: int, where: str) -> Example:
+def _from_template(prompt: list[int], whole: list[int], end_id: int | None, where: str) -> Example:
     if whole[: len(prompt)] != prompt:
         raise DataError(
             f"{where}: the chat template's prompt is not the beginning of its whole conversation, "
@@ -155,11 +178,15 @@ def _from_template(prompt: list[int], whole: list[int], eos_token_id: int, where
             f"{where}: the chat template adds no token for the response: use another template, or "
             "set data.chat_template to never"
         )
+    if end_id in whole[len(prompt) :]:
+        # Behind it ChatML has a line break, and LLaDA's published template a generation prompt that
+        # it adds whether asked to or not: neither is for the model to write.
+        whole = whole[: len(whole) - whole[::-1].index(end_id)]
     return Example(np.asarray(whole, dtype=np.int32), len(prompt))
 
 
-def _from_texts(prompt: list[int], response: list[int], eos_token_id: int, where: str) -> Example:
-    ids = np.asarray([*prompt, *response, eos_token_id], dtype=np.int32)
+def _from_texts(prompt: list[int], response: list[int], end_id: int, where: str) -> Example:
+    ids = np.asarray([*prompt, *response, end_id], dtype=np.int32)
     return Example(ids, len(prompt))
 
 
