@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import torch
-from torch import nn
 
 from memdlm.backbones.quantization import BLOCK_SIZE, SCALE_BLOCK_SIZE
 from memdlm.errors import ConfigError
@@ -95,50 +94,15 @@ def dequantize(
     shape: tuple[int, ...],
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Return the weights [*shape] of pairs [n / 2] and plain scales; see `quantize`."""
+    """Return the weights [*shape] of pairs [n / 2] and plain scales; see `quantize`.
+
+    The last dimension must be a multiple of `BLOCK_SIZE`: of other shapes bitsandbytes' CPU kernel
+    (0.50) gives wrong numbers.
+    """
+    assert shape[-1] % BLOCK_SIZE == 0
     functional = bitsandbytes().functional
     state = functional.QuantState(
         absmax=scales, shape=shape, dtype=dtype, blocksize=BLOCK_SIZE, quant_type=kind
     )
     weights: torch.Tensor = functional.dequantize_4bit(packed.view(-1, 1), state)
     return weights
-
-
-def linear_weight(
-    weights: torch.Tensor, kind: str, double: bool, module: nn.Module
-) -> nn.Parameter:
-    """Return `weights` [out, in] as bitsandbytes' `Linear4bit` wants them, for `module`.
-
-    The same values as moving a `Params4bit` to a device, in slices and without a copy of the whole.
-    """
-    library = bitsandbytes()
-    functional = library.functional
-    packed, plain = quantize(weights, kind)
-    scales = Scales.doubled(plain) if double else Scales(plain)
-    nested = None
-    if double:
-        nested = functional.QuantState(
-            absmax=scales.outer, code=scales.code, blocksize=SCALE_BLOCK_SIZE, dtype=torch.float32
-        )
-    state = functional.QuantState(
-        absmax=scales.values,
-        shape=weights.shape,
-        code=functional.get_4bit_type(kind, device=weights.device),
-        blocksize=BLOCK_SIZE,
-        quant_type=kind,
-        dtype=weights.dtype,
-        offset=scales.mean,
-        state2=nested,
-    )
-    module.quant_state = state
-    parameter: nn.Parameter = library.nn.Params4bit(
-        packed.view(-1, 1),
-        requires_grad=False,
-        quant_state=state,
-        blocksize=BLOCK_SIZE,
-        compress_statistics=double,
-        quant_type=kind,
-        module=module,
-        bnb_quantized=True,
-    )
-    return parameter

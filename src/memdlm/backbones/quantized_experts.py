@@ -274,11 +274,14 @@ class _Projection(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         ends, packed, *scales = ctx.saved_tensors
         layout: StackLayout = ctx.layout
-        parts = grads[0].to(layout.dtype).split(layout.piece_features, dim=1)
+        # Contiguous: the grouped product takes no gradient that was expanded, as of a plain sum.
+        grad = grads[0].to(layout.dtype).contiguous()
         plain = Scales(*scales).plain()
         total: torch.Tensor | None = None
-        for index, grad in enumerate(parts):
-            part = grouped_linear(grad, layout.piece(packed, plain, index).transpose(1, 2), ends)
-            total = part if total is None else total + part
+        for index, part in enumerate(grad.split(layout.piece_features, dim=1)):
+            piece = layout.piece(packed, plain, index)
+            share = grouped_linear(part, piece.transpose(1, 2), ends)
+            total = share if total is None else total + share
+            del piece  # before the next one is made
         assert total is not None
         return total.to(ctx.dtype), *[None] * 7

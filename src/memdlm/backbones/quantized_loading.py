@@ -8,7 +8,7 @@ quantisers and weight conversion, as `checkpoint_layout` does, and on private pa
 
 import logging
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,9 +19,10 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.utils.quantization_config import QuantizationMethod
 
 from memdlm.backbones.experts import Experts
-from memdlm.backbones.four_bit import bitsandbytes, linear_weight
+from memdlm.backbones.four_bit import bitsandbytes
 from memdlm.backbones.quantization import COMPUTE_DTYPE, KEPT_LINEAR, QuantizationConfig, report
 from memdlm.backbones.quantized_experts import STACKS, QuantizedExperts
+from memdlm.backbones.quantized_linear import four_bit_linear, linear_weight
 from memdlm.errors import CheckpointError, ConfigError, UsageError
 
 _METHOD = "memdlm_4bit"
@@ -99,20 +100,20 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):
         # Under its real name transformers, accelerate and PEFT know what not to do with the model.
         model.quantization_method = QuantizationMethod.BITS_AND_BYTES
         config = self.quantization_config
+        settings = (
+            config.bnb_4bit_quant_type,
+            config.bnb_4bit_use_double_quant,
+            config.bnb_4bit_compute_dtype,
+        )
         kept = (*KEPT_LINEAR, *(config.llm_int8_skip_modules or ()))
         for name, module in list(model.named_modules()):
             if any(f".{name}".endswith(f".{last}") for last in kept):
                 continue
             with torch.device("meta"):
                 if type(module) is nn.Linear:
-                    model.set_submodule(name, _four_bit_linear(module, config))
+                    model.set_submodule(name, four_bit_linear(module, *settings))
                 elif type(module) is Experts:
-                    settings = {
-                        "kind": config.bnb_4bit_quant_type,
-                        "double": config.bnb_4bit_use_double_quant,
-                        "dtype": config.bnb_4bit_compute_dtype,
-                    }
-                    model.set_submodule(name, QuantizedExperts(module, **settings))
+                    model.set_submodule(name, QuantizedExperts(module, *settings))
 
     def param_needs_quantization(
         self, model: PreTrainedModel, param_name: str, **kwargs: Any
@@ -170,22 +171,6 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):
             "a 4-bit model is not saved: save the adapter alone; to merge it, load the base "
             "without quantization"
         )
-
-
-def _four_bit_linear(linear: nn.Linear, config: BitsAndBytesConfig) -> nn.Module:
-    four_bit: Any = bitsandbytes().nn.Linear4bit(
-        linear.in_features,
-        linear.out_features,
-        linear.bias is not None,
-        config.bnb_4bit_compute_dtype,
-        compress_statistics=config.bnb_4bit_use_double_quant,
-        quant_type=config.bnb_4bit_quant_type,
-    )
-    # On some processors bitsandbytes rearranges the weight at the first inference and can compute
-    # no gradient from then on, which the inner loop needs in evaluation too.
-    four_bit.support_avx512bf16_for_cpu = False
-    four_bit.requires_grad_(False)
-    return cast(nn.Module, four_bit)
 
 
 class _QuantizeLinear(ConversionOps):
