@@ -38,7 +38,7 @@ def check_exists(name: str) -> None:
 
 @contextmanager
 def readable(name: str, what: str) -> Iterator[None]:
-    """Turn whatever reading a checkpoint raises into one line; our own errors pass.
+    """Turn whatever reading a checkpoint raises into one line that names it; our own errors pass.
 
     While the hub does not answer, only what it has left on this machine is read: the hub's own
     client would try every file again for half a minute.
@@ -46,6 +46,10 @@ def readable(name: str, what: str) -> Iterator[None]:
     try:
         with _without_retries(name):
             yield
+    except CheckpointError as error:
+        if name in str(error):
+            raise
+        raise CheckpointError(f"{name}: {error}") from error
     except _READING_ERRORS as error:
         where = "folder" if Path(name).is_dir() else "local folder or reachable hub model"
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from memdlm.backbones.loading import load_model, supported_architectures
 from memdlm.backbones.tiny import TINY_FAMILIES, TinySizes, build_tiny
@@ -57,8 +58,9 @@ def test_a_saved_model_comes_back_whole_and_in_eval_mode(family, tokenizer, tmp_
 def test_dtype_and_device_are_honoured(saved) -> None:
     model = load_model(saved, dtype="bfloat16", device="cpu")
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    with pytest.raises(ConfigError, match="'int3' is not one of auto, float32"):
-        load_model(saved, dtype="int3")
+    for wrong in ("int3", torch.int8):
+        with pytest.raises(ConfigError, match=r"int\d'? is not one of auto, float32"):
+            load_model(saved, dtype=wrong)
 
 
 def test_code_named_by_a_checkpoint_is_neither_run_nor_needed(copy) -> None:
@@ -85,6 +87,43 @@ def test_weights_of_another_size_are_listed(copy) -> None:
     edit_config(copy, mlp_hidden_size=32)
     with pytest.raises(CheckpointError, match=r"of another size: .*mlp\.down_proj\.weight"):
         load_model(copy)
+
+
+@pytest.mark.parametrize("renamed", ["llada2_moe_21", "llada21_moe"])
+def test_model_types_others_made_users_write_are_llada2(renamed, tokenizer, tmp_path) -> None:
+    model = build_tiny("llada2", tokenizer, sizes=SIZES).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    edit_config(tmp_path, model_type=renamed)
+    loaded = load_model(tmp_path, tokenizer=load_tokenizer(tmp_path))
+    ids = torch.tensor([[3, 1, 4, 1]])
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    loaded.save_pretrained(tmp_path / "again")
+    assert (
+        json.loads((tmp_path / "again" / "config.json").read_text())["model_type"] == "llada2_moe"
+    )
+    assert AutoConfig.from_pretrained(tmp_path).model_type == "llada2_moe"
+
+
+def test_attention_is_chosen_at_load_where_there_is_a_choice(saved, tokenizer, tmp_path) -> None:
+    build_tiny("llada2", tokenizer, sizes=SIZES).save_pretrained(tmp_path)
+    edit_config(tmp_path, block_length=2)
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    later = ids.clone()
+    later[0, 4] = 6
+    for attention, is_blind in ((None, False), ("full", False), ("block_causal", True)):
+        model = load_model(tmp_path, attention=attention)
+        assert model.config.attention == (attention or "full")
+        same = torch.equal(model(ids).logits[:, :4], model(later).logits[:, :4])
+        assert same == is_blind
+    edit_config(tmp_path, attention="block_causal")
+    assert load_model(tmp_path).config.attention == "block_causal"
+    assert load_model(tmp_path, attention="full").config.attention == "full"
+    with pytest.raises(ConfigError, match=r"'causal' is not what .* offers \(full, block_causal\)"):
+        load_model(tmp_path, attention="causal")
+    assert load_model(saved, attention="full") is not None
+    with pytest.raises(ConfigError, match=r"LLaDAModelLM offers \(full\); leave it out"):
+        load_model(saved, attention="block_causal")
 
 
 def test_a_damaged_file_is_one_line(copy) -> None:
@@ -163,7 +202,7 @@ def test_an_adapter_that_lacks_weights_is_refused(saved, tmp_path) -> None:
     tensors = load_file(path)
     del tensors[next(iter(tensors))]
     save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match="missing adapter keys"):
+    with pytest.raises(CheckpointError, match=r"weights are missing \(model\.transformer"):
         load_model(saved, adapter=tmp_path)
 
 
