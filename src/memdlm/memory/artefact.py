@@ -45,12 +45,14 @@ class Base:
     Attributes:
         name: Folder or hub name it was loaded from.
         architecture: Class, as in `architectures` of config.json.
+        model_type: Family, as in config.json of a native checkpoint.
         fingerprint: See `memdlm.memory.fingerprint`.
         adapter: Fingerprint of the outer adapter; None if there was none.
     """
 
     name: str
     architecture: str
+    model_type: str
     fingerprint: str
     adapter: str | None
 
@@ -60,6 +62,7 @@ class Base:
         return cls(
             str(lm.config._name_or_path or ""),
             type(lm).__name__,
+            lm.config.model_type,
             base_fingerprint(lm),
             adapter_fingerprint(lm),
         )

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -17,11 +18,13 @@ from torch import nn
 from memdlm.backbones.base import DiffusionMaskedLM
 from memdlm.diffusion.objective import ObjectiveConfig
 from memdlm.errors import ConfigError, DataError, UsageError
-from memdlm.memory.artefact import Artefact
+from memdlm.memory.artefact import Artefact, delete_memory
 from memdlm.memory.config import MemoryConfig
 from memdlm.memory.exclusive import exclusive
+from memdlm.memory.export import export_adapter
 from memdlm.memory.fast_weights import FastWeights
 from memdlm.memory.inner_loop import InnerStats, merge_stats, plan_inner_loop, run_inner_loop
+from memdlm.memory.inspection import describe
 from memdlm.memory.placement import place
 from memdlm.memory.prompt import Round, check_tokens, plan_rounds, prompt_trajectory, real_tokens
 from memdlm.memory.provenance import MemoryRow, PromptRecord
@@ -338,6 +341,29 @@ class ParametricMemory:
             UsageError: Nothing has been written.
         """
         self._artefact().save(Path(folder))
+
+    def export(self, folder: str | Path, *, row: int = 0, layout: str = "peft") -> None:
+        """Write one row as a LoRA adapter that PEFT reads; see `memdlm.memory.export`.
+
+        Raises:
+            CheckpointError: `folder` exists or cannot be written; nothing is left behind.
+            ConfigError: `layout` is unknown.
+            UsageError: Nothing has been written, or the memory is no LoRA.
+        """
+        export_adapter(self._artefact(), folder, row=row, layout=layout)
+
+    def describe(self) -> dict[str, Any]:
+        """Return size, norms per layer and the experts written; see `memdlm.memory.inspection`."""
+        return describe(self._artefact())
+
+    @staticmethod
+    def delete(folder: str | Path) -> None:
+        """Remove a kept memory from the disk; `erase` forgets one that was read.
+
+        Raises:
+            CheckpointError: `folder` holds no memory, or other files besides.
+        """
+        delete_memory(Path(folder))
 
     def _artefact(self) -> Artefact:
         if self.fast_weights is None:
