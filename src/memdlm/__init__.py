@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from memdlm._registration import register_with_transformers
 
 if TYPE_CHECKING:
+    from memdlm.backbones.adapters import add_lora
     from memdlm.diffusion.objective import ObjectiveConfig
     from memdlm.inference import generate
     from memdlm.memory.config import MemoryConfig
@@ -29,6 +30,7 @@ _PUBLIC = {
     "ObjectiveConfig": "memdlm.diffusion.objective",
     "ParametricMemory": "memdlm.memory.parametric_memory",
     "SamplingConfig": "memdlm.sampling.config",
+    "add_lora": "memdlm.backbones.adapters",
     "generate": "memdlm.inference",
 }
 
@@ -39,6 +41,7 @@ __all__ = [
     "ObjectiveConfig",
     "ParametricMemory",
     "SamplingConfig",
+    "add_lora",
     "generate",
 ]
 

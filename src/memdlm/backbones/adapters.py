@@ -1,23 +1,60 @@
-"""Outer adapters: PEFT adapters put on a backbone, every weight in its place."""
+"""Outer adapters: LoRA put on a backbone, new or from a file, every weight in its place.
+
+The light face of `memdlm.backbones.adapted_model`, whose import takes seconds.
+"""
 
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from memdlm.backbones.base import DiffusionMaskedLM
 from memdlm.backbones.reading import check_exists, readable
-from memdlm.errors import CheckpointError
+from memdlm.errors import CheckpointError, ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from memdlm.backbones.adapted_model import AdaptedModel
 
 
-def with_adapter(model: DiffusionMaskedLM, adapter: str) -> nn.Module:
-    """Put the adapter in folder or hub name `adapter` on `model`.
+def add_lora(model: nn.Module, config: Any, adapter_name: str = "default") -> "AdaptedModel":
+    """Put a new LoRA on `model`, in place; the base weights are frozen.
+
+    Unlike `peft.get_peft_model`, it also reaches the routed experts: `all-linear` is every linear
+    layer of the official code but the head. The result saves and loads adapters in the layout in
+    which they are published.
+
+    Args:
+        model: A memdlm backbone.
+        config: A `peft.LoraConfig`; `target_modules` takes official names and ours, and names of
+            modules around linear layers, e.g. `experts`. It is copied.
+        adapter_name: Name of the adapter.
 
     Raises:
-        CheckpointError: It is missing, damaged, incomplete, or made for another model.
+        ConfigError: The config asks for something not supported, or its targets match nothing.
+        UsageError: `model` is no backbone, or carries an adapter already.
     """
-    from peft import PeftModel
-    from peft.utils import load_peft_weights
+    from memdlm.backbones.adapted_model import AdaptedModel
+
+    if not isinstance(model, DiffusionMaskedLM):
+        raise UsageError(
+            f"a {type(model).__name__} takes no new adapter: give the memdlm backbone itself, or "
+            "call add_adapter on a model that carries one"
+        )
+    with warnings.catch_warnings():
+        # PEFT reads an attribute that transformers renamed.
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        return AdaptedModel(model, config, adapter_name)
+
+
+def with_adapter(model: DiffusionMaskedLM, adapter: str) -> "AdaptedModel":
+    """Put the adapter in folder or hub name `adapter` on `model`, frozen.
+
+    Raises:
+        CheckpointError: It is missing, damaged, incomplete, a pickle, made for another model, or
+            uses something not supported.
+    """
+    from memdlm.backbones.adapted_model import AdaptedModel
 
     check_exists(adapter)
     if Path(adapter).is_dir() and not (Path(adapter) / "adapter_config.json").is_file():
@@ -25,19 +62,11 @@ def with_adapter(model: DiffusionMaskedLM, adapter: str) -> nn.Module:
             f"{adapter} holds no adapter_config.json: name the folder of a PEFT adapter"
         )
     with readable(adapter, "adapter"), warnings.catch_warnings():
-        # PEFT would go on with adapter weights left at their random start.
-        warnings.filterwarnings("error", message="Found missing adapter keys")
         warnings.filterwarnings("ignore", category=FutureWarning)
-        adapted = PeftModel.from_pretrained(model, adapter)
-        # Nor does it mind weights for layers that the model has under another name, or fused.
-        given = sum("lora_" in name for name in load_peft_weights(adapter, device="cpu"))
-        placed = sum("lora_" in name for name in adapted.state_dict())
-    if given > placed:
-        raise CheckpointError(
-            f"{adapter}: {given - placed} of its {given} LoRA weights have no place in "
-            f"{type(model).__name__}; use an adapter trained with memdlm"
-        )
-    return adapted
+        try:
+            return AdaptedModel.from_pretrained(model, adapter)
+        except ConfigError as error:
+            raise CheckpointError(f"{adapter}: {error}") from error
 
 
 def base_of_adapter(folder: Path) -> str:

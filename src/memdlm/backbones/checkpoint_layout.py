@@ -5,7 +5,7 @@ official key names, so that official checkpoints go in and come out unchanged.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import (
@@ -119,7 +119,9 @@ def official_names(model_type: str, names: Iterable[str]) -> dict[str, str]:
     """
     table = get_checkpoint_conversion_mapping(model_type) or []
     backwards = [
-        entry.reverse_transform() for entry in reversed(table) if isinstance(entry, WeightRenaming)
+        cast(WeightRenaming, entry.reverse_transform())
+        for entry in reversed(table)
+        if isinstance(entry, WeightRenaming)
     ]
     # The patterns are those of weights, which end one part later than their modules.
     return {

@@ -94,7 +94,7 @@ class Experts(nn.Module):
         """
         deltas = [source for source in (adapter, self._deltas) if source]
         num_tokens, top_k = chosen.shape
-        num_rows = max((d.num_rows for source in deltas for d in source.values()), default=1)
+        num_rows = max([1, *(d.num_rows for source in deltas for d in source.values())])
         tokens = torch.arange(num_tokens, device=hidden.device).repeat_interleave(
             top_k, output_size=num_tokens * top_k
         )
@@ -115,7 +115,7 @@ class Experts(nn.Module):
                 halves = [
                     gate_up.new_zeros(gate_up.shape[0], self.intermediate_size)
                     if name not in source
-                    else self._delta(source[name], inputs, ends, row_ends)
+                    else self._delta(source[name], inputs, ends, row_ends, gate_up.dtype)
                     for name in ("gate_proj", "up_proj")
                 ]
                 gate_up = gate_up + torch.cat(halves, dim=-1)
@@ -124,7 +124,9 @@ class Experts(nn.Module):
         outputs = self.project("down_proj", inner, ends)
         for source in deltas:
             if "down_proj" in source:
-                outputs = outputs + self._delta(source["down_proj"], inner, ends, row_ends)
+                outputs = outputs + self._delta(
+                    source["down_proj"], inner, ends, row_ends, outputs.dtype
+                )
 
         outputs = outputs * weights.flatten()[order, None]
         # Back to token order and sum: unlike index_add_, this is deterministic on every device.
@@ -139,12 +141,16 @@ class Experts(nn.Module):
         inputs: torch.Tensor,
         ends: torch.Tensor,
         row_ends: torch.Tensor,
+        dtype: torch.dtype,
     ) -> torch.Tensor:
-        """Return one delta's addition: shared by all rows (one group an expert), or one a row."""
+        """Return one delta's addition: shared by all rows (one group an expert), or one a row.
+
+        It comes in the projection's `dtype`: an adapter may be float32 beside bfloat16 weights.
+        """
         groups = ends if delta.num_rows == 1 else row_ends
         if delta.num_rows * self.num_experts != groups.numel():
             raise ValueError("all fast weights of one layer must have the same number of rows")
-        return delta(inputs, groups)
+        return delta(inputs, groups).to(dtype)
 
     def extra_repr(self) -> str:
         """Show the sizes that the stacked weights hide."""

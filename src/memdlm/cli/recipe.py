@@ -61,8 +61,8 @@ class AdapterConfig:
     target_modules: str | tuple[str, ...] = field(
         default="all-linear",
         metadata={
-            "help": "all-linear: every linear layer but the head, routers included (paper); or "
-            "names, e.g. [q_proj, v_proj]. Routed experts are no linear layers and stay frozen."
+            "help": "all-linear: every linear layer but the head, with routed and shared experts "
+            "and LLaDA-MoE's router (paper); or names, e.g. [q_proj, v_proj, experts]."
         },
     )
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
 
+from memdlm.backbones.adapters import add_lora
 from memdlm.backbones.loading import default_device, load_model
 from memdlm.backbones.tiny import build_tiny
 from memdlm.backbones.tokenizers import load_tokenizer
@@ -229,7 +230,7 @@ def add_adapter(model: Any, recipe: Recipe, base: Path) -> nn.Module:
     if adapter.kind == "none":
         wrapped: nn.Module = model
         return wrapped
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
     config = LoraConfig(
         r=adapter.rank,
@@ -239,16 +240,16 @@ def add_adapter(model: Any, recipe: Recipe, base: Path) -> nn.Module:
         target_modules=adapter.target_modules
         if isinstance(adapter.target_modules, str)
         else list(adapter.target_modules),
+        base_model_name_or_path=str(base.absolute())
+        if recipe.model is None
+        else _location(recipe.model),
     )
     with preserved_rng(torch.device("cpu")):
         torch.manual_seed(derive_seed(recipe.seed, "adapter"))
         try:
-            wrapped = get_peft_model(model, config)
-        except ValueError as error:
-            raise ConfigError(f"adapter.target_modules: {' '.join(str(error).split())}") from error
-    location = str(base.absolute()) if recipe.model is None else _location(recipe.model)
-    config.base_model_name_or_path = location
-    return wrapped
+            return add_lora(model, config)
+        except ConfigError as error:
+            raise ConfigError(f"adapter.{error}") from error
 
 
 def _location(model: str) -> str:

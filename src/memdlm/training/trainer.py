@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 
+from memdlm.backbones.adapters import add_lora
 from memdlm.backbones.base import DiffusionMaskedLM
 from memdlm.backbones.loading import load_model
 from memdlm.backbones.quantization import is_quantized
@@ -63,21 +64,21 @@ class MemDLMTrainer(Trainer):
             data_collator: Gives `input_ids` and `labels` [B, L] (-100 on the prompt); padded as
                 `args.objective.padding` says by default.
             processing_class: The tokenizer; supplies the pad and mask tokens the config lacks.
-            peft_config: Wraps `model` with a new PEFT adapter, as in TRL.
+            peft_config: A `peft.LoraConfig`: puts a new adapter on `model` (see
+                `memdlm.add_lora`), routed experts included.
             kwargs: As for `transformers.Trainer` (`train_dataset`, `eval_dataset`, `callbacks`...).
 
         Raises:
             ConfigError: If the memory's scope selects no module, or `compute_metrics` is given:
-                evaluation returns losses alone; or for a 4-bit model without an adapter or in fp16.
+                evaluation returns losses alone; for a 4-bit model without an adapter or in fp16;
+                or if `peft_config` asks for something not supported.
             DataError: If neither model nor tokenizer has a mask or pad token.
             UsageError: If `model` holds no memdlm backbone, or `args` is no `MemDLMConfig`.
         """
         args = args or MemDLMConfig(output_dir="runs/memdlm")
         _check_call(args, kwargs.get("compute_metrics"))
         if peft_config is not None:
-            from peft import get_peft_model
-
-            model = get_peft_model(model, peft_config)
+            model = add_lora(model, peft_config)
         self.outer_step = OuterStep(model, args.memory)
         _check_quantized(model, args)
         self.mask_token_id = self._token_id("mask_token_id", processing_class)
