@@ -52,12 +52,10 @@ def _odd_class() -> type[nn.Module]:
         """`Linear4bit` that dequantises all weights as one run of blocks."""
 
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-            state = self.weight.quant_state
+            bias = None if self.bias is None else self.bias.to(self.compute_dtype)
             outputs: torch.Tensor = _Product.apply(
-                inputs.to(self.compute_dtype), self.weight, state
+                inputs.to(self.compute_dtype), self.weight, self.weight.quant_state, bias
             )
-            if self.bias is not None:
-                outputs = outputs + self.bias.to(outputs.dtype)
             return outputs.to(inputs.dtype)
 
     return OddLinear4bit
@@ -67,16 +65,24 @@ class _Product(torch.autograd.Function):
     """The product with a stored matrix; its backward dequantises again."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: torch.Tensor, packed: torch.Tensor, state: Any) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        inputs: torch.Tensor,
+        packed: torch.Tensor,
+        state: Any,
+        bias: torch.Tensor | None,
+    ) -> torch.Tensor:
         ctx.save_for_backward(packed)
         ctx.state = state
-        return F.linear(inputs, dequantized_weight(packed, state).to(inputs.dtype))
+        return F.linear(inputs, dequantized_weight(packed, state).to(inputs.dtype), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (packed,) = ctx.saved_tensors
-        return grads[0] @ dequantized_weight(packed, ctx.state).to(grads[0].dtype), None, None
+        weight = dequantized_weight(packed, ctx.state).to(grads[0].dtype)
+        bias = grads[0].flatten(0, -2).sum(dim=0) if ctx.needs_input_grad[3] else None
+        return grads[0] @ weight, None, None, bias
 
 
 def dequantized_weight(packed: torch.Tensor, state: Any) -> torch.Tensor:

@@ -232,10 +232,11 @@ class _QuantizeStack(WeightConverter):
             if any(len(source) != layout.num_experts for source in sources):
                 raise _MisfitError
             for parts in zip(*sources, strict=True):
-                matrix = torch.cat([read() for read in parts])
-                if matrix.shape != (layout.out_features, layout.in_features):
+                own = [read() for read in parts]
+                rows = layout.out_features // len(own)
+                if any(part.shape != (rows, layout.in_features) for part in own):
                     raise _MisfitError
-                yield matrix
+                yield torch.cat(own)
 
         stored: dict[str, torch.Tensor] = {}
         with log_conversion_errors(layer_name, loading_info, (len(sources), layer_name)):
