@@ -16,7 +16,9 @@ from .conftest import spawn
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["generate", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["plan", "--help"], ["generate", "--help"]]
+)
 def test_help_imports_neither_torch_nor_transformers(arguments) -> None:
     code = (
         "import sys; from memdlm.cli import main; code = main()\n"

@@ -17,6 +17,7 @@ from memdlm.cli.failures import describe_failure
 COMMANDS: dict[str, str] = {
     "quickstart": "quickstart",
     "train": "train",
+    "plan": "plan",
     "generate": "generate",
     "recipe": "recipe_help",
     "env": "env",

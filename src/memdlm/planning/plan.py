@@ -73,6 +73,7 @@ def make_plan(
     arguments: MemDLMConfig,
     length: int,
     response: int | None = None,
+    autocast: str | None = None,
 ) -> Plan:
     """Plan training of `base` on full rows of `length` tokens.
 
@@ -82,6 +83,7 @@ def make_plan(
         arguments: Settings of the Trainer, with `use_cpu`.
         length: Tokens of a row.
         response: Masked tokens of a row; None for all but the first, the worst case.
+        autocast: What to call the type of autocast, if not what `arguments` says.
 
     Raises:
         ConfigError: `response` does not fit into `length`, or a setting cannot be planned.
@@ -99,7 +101,7 @@ def make_plan(
     return Plan(
         model=type(base).__name__,
         dtype=dtype,
-        autocast="bfloat16" if arguments.bf16 else None,
+        autocast=autocast or ("bfloat16" if arguments.bf16 else None),
         gradient_checkpointing=bool(arguments.activation_checkpointing),
         batch_size=batch_size,
         length=length,

@@ -6,6 +6,7 @@ autocast, clipping and the optimizer are the code that trains; nothing is estima
 and what is multiplied is read off the operations as they pass.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
@@ -28,10 +29,10 @@ from memdlm.training.trainer import MemDLMTrainer
 
 WEIGHTS = "weights"
 ADAPTER = "adapter"
-CASTS = "weights cast to half precision"
+CASTS = "cast_weights"
 GRADIENTS = "gradients"
 OPTIMIZER = "optimizer"
-FAST = "fast weights"
+FAST = "fast_weights"
 LOGITS = "logits"
 PARTS = (WEIGHTS, ADAPTER, CASTS, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOGITS, FAST)
 
@@ -76,14 +77,17 @@ def simulate_step(
     Raises:
         ConfigError: An optimizer or another setting that cannot run without data.
     """
-    ledger, mode = MemoryLedger(), FakeTensorMode()
+    # Real tensors may come in: tables that a library makes for itself, a few hundred bytes each.
+    ledger, mode = MemoryLedger(), FakeTensorMode(allow_non_fake_inputs=True)
     with preserved_rng(torch.device("cpu")):
         trainer = _SimulatedTrainer(model, arguments, ledger, _without_data(plan, mode))
         with mode:
             _give_shapes(model)
             _label_parameters(model, adapter, ledger)
-            _enable_checkpointing(trainer)
-            optimizer = _prepare_optimizer(trainer, ledger)
+        _enable_checkpointing(trainer)
+        optimizer = _prepare_optimizer(trainer)
+        with mode:
+            _take_first_step(trainer, optimizer, ledger)
             wrapped = trainer.accelerator.prepare_model(trainer.network, device_placement=False)
             with _Watch(ledger, _logit_shapes(plan, trainer)) as watch:
                 flops = _run(trainer, wrapped, optimizer, watch)
@@ -199,35 +203,43 @@ def _run(trainer: _SimulatedTrainer, model: nn.Module, optimizer: Any, watch: _W
     return flops + watch.flops - before
 
 
-def _prepare_optimizer(trainer: _SimulatedTrainer, ledger: MemoryLedger) -> Any:
-    """Return the optimizer with the states it has from its second step on."""
+def _prepare_optimizer(trainer: _SimulatedTrainer) -> Any:
+    """Return the optimizer that the Trainer would make, without states yet."""
+    try:
+        with warnings.catch_warnings():
+            # transformers tells shared embeddings by their address, to log how many there are.
+            warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
+            optimizer = trainer.create_optimizer()
+    except (ImportError, ValueError) as error:  # its package is not installed, ...
+        raise ConfigError(f"training.optim: {' '.join(str(error).split())}") from error
+    for group in optimizer.param_groups:
+        if group.get("foreach", False) is None and not group.get("fused"):
+            group["foreach"] = True  # what torch chooses on CUDA, at the price of memory
+    return trainer.accelerator.prepare_optimizer(optimizer, device_placement=False)
+
+
+def _take_first_step(trainer: _SimulatedTrainer, optimizer: Any, ledger: MemoryLedger) -> None:
+    """Give the optimizer the states that it has from its second step on."""
     trained = [p for p in trainer.network.parameters() if p.requires_grad]
     for parameter in trained:
         parameter.register_post_accumulate_grad_hook(
             lambda p: ledger.label(cast(torch.Tensor, p.grad), GRADIENTS)
         )
+        parameter.grad = torch.empty_like(parameter)
     try:
-        optimizer = trainer.accelerator.prepare_optimizer(
-            trainer.create_optimizer(), device_placement=False
-        )
-        for group in optimizer.param_groups:
-            if group.get("foreach", False) is None and not group.get("fused"):
-                group["foreach"] = True  # what torch chooses on CUDA, at the price of memory
-        for parameter in trained:
-            parameter.grad = torch.empty_like(parameter)
         optimizer.step()
-    except Exception as error:
+    except Exception as error:  # whatever its code does with values that are not there
         reason = " ".join(str(error).split()) or type(error).__name__
+        name = getattr(trainer.args.optim, "value", trainer.args.optim)
         raise ConfigError(
-            f"training.optim: {trainer.args.optim} cannot be planned: it does not run without "
-            f"data ({reason[:120]}); use adamw_torch_fused, or another optimizer of torch"
+            f"training.optim: {name} cannot be planned: it does not run without data "
+            f"({reason[:120]}); use adamw_torch_fused or adamw_bnb_8bit"
         ) from error
     trainer.network.zero_grad()
     for state in optimizer.state.values():
         for tensor in tree_leaves(state):
             if isinstance(tensor, torch.Tensor):
                 ledger.label(tensor, OPTIMIZER)
-    return optimizer
 
 
 def _enable_checkpointing(trainer: _SimulatedTrainer) -> None:
