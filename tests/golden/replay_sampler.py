@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import replay_blocks
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -95,6 +96,8 @@ def mdlm(model: nn.Module, meta: dict[str, Any], case: Tensors) -> dict[str, flo
 SAMPLERS: dict[str, Callable[[nn.Module, dict[str, Any], Tensors], dict[str, float]]] = {
     "llada_official": llada_official,
     "mdlm": mdlm,
+    "llada2_block": replay_blocks.llada2_block,
+    "llada21": replay_blocks.llada21,
 }
 
 

@@ -21,8 +21,8 @@ class Canvas:
         attention_mask: [B, T] int64, 1 = real, 0 = padding; None when no row is padded, so that
             the model may take its unmasked path.
         slots: [B, T] bool, the positions to fill. A `prompt_canvas` has S of them in every row, and
-            a mask token inside a prompt is part of the prompt and stays; in an `infill_canvas`
-            rows may differ.
+            a mask token inside a prompt is part of the prompt and stays; in a `block_canvas` and
+            an `infill_canvas` rows may differ.
         lengths: Columns of each row before its padding.
     """
 
@@ -59,6 +59,32 @@ def prompt_canvas(
     """
     _check_prompts(prompts)
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+    tokens = torch.full((len(prompts), max(lengths)), pad_token_id, dtype=torch.int64)
+    slots = torch.zeros_like(tokens, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)] = prompt
+        tokens[row, len(prompt) : lengths[row]] = mask_token_id
+        slots[row, len(prompt) : lengths[row]] = True
+    return _canvas(tokens, slots, lengths, device)
+
+
+def block_canvas(
+    prompts: Sequence[Tensor],
+    max_new_tokens: int,
+    block_length: int,
+    mask_token_id: int,
+    pad_token_id: int,
+    device: torch.device | str = "cpu",
+) -> Canvas:
+    """Lay out prompts of any lengths, each row a whole number of blocks from its first column.
+
+    Everything behind a prompt is a slot: at least `max_new_tokens`, up to the end of the block.
+    Other arguments and errors as above.
+    """
+    _check_prompts(prompts)
+    lengths = [
+        -(-(len(prompt) + max_new_tokens) // block_length) * block_length for prompt in prompts
+    ]
     tokens = torch.full((len(prompts), max(lengths)), pad_token_id, dtype=torch.int64)
     slots = torch.zeros_like(tokens, dtype=torch.bool)
     for row, prompt in enumerate(prompts):

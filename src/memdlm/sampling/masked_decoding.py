@@ -10,7 +10,7 @@ Shapes: `B` rows, `T` canvas, `S` slots of a row, `P` slots of a block, `V` voca
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -47,12 +47,15 @@ class DecodeStep:
         num_steps: Steps of the whole decode, if no row is done before its plan ends.
         canvas: [B, T] int64 after the step; not overwritten by later steps.
         committed: [B, T] bool, the slots filled in this step.
+        final: Per row the columns from the left that no later step changes, masks apart; None when
+            what is committed stays. Only a decode that edits tokens has others.
     """
 
     index: int
     num_steps: int
     canvas: Tensor
     committed: Tensor
+    final: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -131,36 +134,72 @@ def decode_steps(
 
     Between two steps the model stays in evaluation mode. Closing the generator ends the decode.
     """
+    # Below, since block decoding is built on this file.
+    from memdlm.sampling.block_decoding import BlockDecode
+    from memdlm.sampling.decoders import choose_decoder
+
     config = config or SamplingConfig()
-    device = next(model.parameters()).device
-    canvas = _lay_out(model, prompts, config, device)
-    draw = draw or row_draws([config.seed] * len(prompts), device)
+    kind = BlockDecode if choose_decoder(model, config) == "block" else MaskedDecode
     with evaluation_mode(model):
-        return (yield from _Decode(model, canvas, config, draw).run())
+        return (yield from kind(model, prompts, config, draw).run())
 
 
-class _Decode:
-    """One decode in progress."""
+class MaskedDecode:
+    """One decode in progress: the loop, and what other ways of decoding put in its places."""
 
     def __init__(
-        self, model: nn.Module, canvas: Canvas, config: SamplingConfig, draw: Draw
+        self,
+        model: nn.Module,
+        prompts: Sequence[Tensor],
+        config: SamplingConfig,
+        draw: Draw | None,
     ) -> None:
-        self.model, self.canvas, self.config, self.draw = model, canvas, config, draw
+        """Lay out the canvas and plan the steps; arguments and errors as `decode`."""
+        device = next(model.parameters()).device
+        self.model, self.config = model, config
+        self.draw = draw or row_draws([config.seed] * len(prompts), device)
+        check_prompts(model, prompts, config)
+        self.canvas = canvas = self._lay_out(prompts, device)
         self.mask_token_id: int = _model_config(model).mask_token_id
         self.stop_ids = stop_ids(_model_config(model), config)
         self.tokens = canvas.tokens
         self.unmask_step = torch.full_like(canvas.tokens, -1)
         self.is_nan = torch.zeros((), dtype=torch.bool, device=canvas.tokens.device)
-        self.plan = BlockPlan.build(canvas, config, draw)
-        self.progress = Progress(self.plan)
+        self.plan = self._plan()
+        self.progress = self._progress()
+        self.logits_source = self._source()
+
+    def _lay_out(self, prompts: Sequence[Tensor], device: torch.device) -> Canvas:
+        ids = _model_config(self.model)
+        if self.config.infill:
+            return infill_canvas(prompts, ids.mask_token_id, ids.pad_token_id, device)
+        new = self.config.max_new_tokens
+        return prompt_canvas(prompts, new, ids.mask_token_id, ids.pad_token_id, device)
+
+    def _answer_slots(self) -> Tensor:
+        """Return the columns that hold each row's response: [B, S] int64; not for infilling."""
+        return self.canvas.slot_positions()
+
+    def _plan(self) -> BlockPlan:
+        return BlockPlan.build(self.canvas, self.config, self.draw)
+
+    def _progress(self) -> Progress:
+        return Progress(self.plan)
+
+    def _source(self) -> "LogitsSource":
+        if self.config.cache in ("prefix", "dual"):
+            from memdlm.sampling.approximate_cache import ApproximateCache
+
+            return ApproximateCache(self.model, self.canvas, self.config.cache, self.plan)
+        return WholeForward(self.model, self.canvas.attention_mask)
 
     def run(self) -> Generator[DecodeStep, None, DecodeOutput]:
         """Fill all slots."""
         num_steps = max(self.plan.num_steps)
         index = 0
         while not all(self.progress.is_done):
-            self._step(index)
-            yield DecodeStep(index, num_steps, self.tokens, self.unmask_step == index)
+            committed = self._step(index)
+            yield DecodeStep(index, num_steps, self.tokens, committed, self._final())
             index += 1
         # One look at the end: asking the device at every step would make each step wait for it.
         if self.is_nan:
@@ -170,8 +209,12 @@ class _Decode:
             )
         return self._output(index)
 
-    def _step(self, index: int) -> None:
-        """Predict each row's current block, commit and move on."""
+    def _final(self) -> list[int] | None:
+        """Return how many columns of each row will stay as they are; None for all committed."""
+        return None
+
+    def _step(self, index: int) -> Tensor:
+        """Predict each row's current block, commit and move on; return what was filled [B, T]."""
         progress = self.progress
         block = self._on_device(progress.block)
         rows = torch.arange(len(block), device=block.device)
@@ -189,6 +232,7 @@ class _Decode:
         self.tokens = self.tokens.scatter_add(1, positions, change)
         self.unmask_step.scatter_add_(1, positions, committed * (index + 1))
         self._advance(masked & ~committed)
+        return self.unmask_step == index
 
     def _advance(self, masked: Tensor) -> None:
         """Move on given what is still masked of each row's block [B, P]."""
@@ -246,16 +290,14 @@ class _Decode:
 
     def _logits(self, positions: Tensor) -> Tensor:
         """Return float32 logits [B, P, V] at `positions`, guided and without suppressed tokens."""
-        config, mask = self.config, self.canvas.attention_mask
-        logits: Tensor = self.model(
-            self.tokens, attention_mask=mask, positions=positions
-        ).logits.float()
+        config = self.config
+        logits = self.logits_source(self.tokens, positions, self.progress, "conditional")
         if config.guidance_scale:
             # Two calls of B rows, not one of 2B: what is bound to the batch's rows stays bound.
             without_prompt = self.tokens.where(self.canvas.slots, self.mask_token_id)
-            unconditional = self.model(
-                without_prompt, attention_mask=mask, positions=positions
-            ).logits.float()
+            unconditional = self.logits_source(
+                without_prompt, positions, self.progress, "unconditional"
+            )
             logits = unconditional + (config.guidance_scale + 1) * (logits - unconditional)
         vocabulary = logits.shape[-1]
         check_vocabulary(config, vocabulary)
@@ -288,7 +330,7 @@ class _Decode:
 
     def _has_ended(self) -> Tensor:
         """Return whether each row's response has ended, [B] bool; not for infilling."""
-        slots = self.canvas.slot_positions()
+        slots = self._answer_slots()
         return has_ended(
             self.tokens.gather(1, slots),
             self.unmask_step.gather(1, slots) >= 0,
@@ -303,7 +345,7 @@ class _Decode:
             rows = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
             ended = [False] * len(rows)
         else:
-            rows = list(tokens.gather(1, self.canvas.slot_positions().cpu()))
+            rows = list(tokens.gather(1, self._answer_slots().cpu()))
             ended = self._has_ended().tolist()
             if config.stop_at_eos:
                 rows = [before_first(row, self.stop_ids) for row in rows]
@@ -322,9 +364,43 @@ class _Decode:
         return torch.tensor(values, device=self.tokens.device)
 
 
-def _lay_out(
-    model: nn.Module, prompts: Sequence[Tensor], config: SamplingConfig, device: torch.device
-) -> Canvas:
+class LogitsSource(Protocol):
+    """How a decode asks the model: with the whole canvas, or with a part of it and a cache."""
+
+    def __call__(
+        self, tokens: Tensor, positions: Tensor, progress: Progress, stream: str
+    ) -> Tensor:
+        """Return float32 logits [B, P, V] at `positions` of `tokens` [B, T].
+
+        `progress` says where each row stands; `stream` tells canvases apart that differ in more
+        than what the steps fill in.
+        """
+        ...
+
+
+class WholeForward:
+    """Every step is a forward of the whole canvas."""
+
+    def __init__(self, model: nn.Module, attention_mask: Tensor | None) -> None:
+        """Ask `model`, hiding what `attention_mask` [B, T] hides."""
+        self.model, self.attention_mask = model, attention_mask
+
+    def __call__(
+        self, tokens: Tensor, positions: Tensor, progress: Progress, stream: str
+    ) -> Tensor:
+        """See `LogitsSource`."""
+        output = self.model(tokens, attention_mask=self.attention_mask, positions=positions)
+        logits: Tensor = output.logits
+        return logits.float()
+
+
+def check_prompts(model: nn.Module, prompts: Sequence[Tensor], config: SamplingConfig) -> None:
+    """Refuse prompts that do not fit the model, and a model that lacks a token id.
+
+    Raises:
+        ConfigError: The model lacks a token id that the decode needs.
+        UsageError: A prompt exceeds the context, its new tokens included.
+    """
     model_config = _model_config(model)
     for name in ("mask_token_id", "pad_token_id"):
         if getattr(model_config, name) is None:
@@ -334,7 +410,6 @@ def _lay_out(
             "the model's config has no eos_token_id; set it before decoding, or set "
             "sampling.stop_tokens"
         )
-    mask_id, pad_id = model_config.mask_token_id, model_config.pad_token_id
     num_new = 0 if config.infill else config.max_new_tokens
     context = model_config.max_position_embeddings
     for row, prompt in enumerate(prompts):
@@ -347,9 +422,6 @@ def _lay_out(
                 f"prompt {row} has {len(prompt)} tokens{new} the model's context of {context}; "
                 f"{' or '.join(filter(None, (shorter, lower)))}"
             )
-    if config.infill:
-        return infill_canvas(prompts, mask_id, pad_id, device)
-    return prompt_canvas(prompts, num_new, mask_id, pad_id, device)
 
 
 def _model_config(model: nn.Module) -> Any:

@@ -1,0 +1,79 @@
+"""Logits under block-causal attention, with the whole canvas or beside an exact cache.
+
+The masks are prepared here and passed along: the model's own `config.attention` is neither read
+for them nor changed, so that decodes in several threads do not disturb each other.
+
+Shapes: `B` rows, `T` canvas, `P` length of a block, `V` vocabulary, `Q` and `K` as in
+`cached_forward`.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from memdlm.sampling.block_plan import Progress
+from memdlm.sampling.block_progress import BlockProgress
+from memdlm.sampling.cached_forward import CachedForward
+
+
+def block_causal_mask(columns: Tensor, num_visible: int, block_length: int) -> Tensor:
+    """Return what queries at `columns` [B, Q] see of columns 0 to K: [B, 1, Q, K] bool."""
+    keys = torch.arange(num_visible, device=columns.device) // block_length
+    return (keys <= columns[:, :, None] // block_length)[:, None]
+
+
+class BlockCausalForward:
+    """Every step is a forward of all columns up to the current block; see `LogitsSource`."""
+
+    def __init__(self, model: nn.Module, block_length: int) -> None:
+        """Ask `model` with blocks of `block_length`."""
+        self.model, self.block_length = model, block_length
+
+    def __call__(
+        self, tokens: Tensor, positions: Tensor, progress: Progress, stream: str
+    ) -> Tensor:
+        """Return float32 logits [B, P, V] at `positions` of `tokens` [B, T]."""
+        assert isinstance(progress, BlockProgress)
+        width = max(progress.starts()) + self.block_length
+        # Padding, and blocks a row has not reached, lie behind what its positions see.
+        columns = torch.arange(width, device=tokens.device)[None]
+        mask = block_causal_mask(columns, width, self.block_length)
+        output = self.model(tokens[:, :width], attention_mask=mask, positions=positions)
+        logits: Tensor = output.logits
+        return logits.float()
+
+
+class ExactCache:
+    """A step runs the current blocks only; keys and values of settled columns are kept.
+
+    What a row settles is what no later step changes, so logits are those of `BlockCausalForward` up
+    to rounding. The tokens of a block just finished are run once more, since its last step still
+    saw a mask: together with the first step of the next block where all rows do so, and else in a
+    step in which their rows wait, so that no row is made to run more than a block.
+    """
+
+    def __init__(self, model: nn.Module, block_length: int, num_columns: int) -> None:
+        """Ask `model`, keeping keys and values of `num_columns` columns."""
+        self.block_length = block_length
+        self._forward = CachedForward(model, num_columns)
+        # A model that is block-causal by its own config would misread a missing mask.
+        self._may_omit_mask = getattr(model.config, "attention", "full") == "full"
+
+    def __call__(
+        self, tokens: Tensor, positions: Tensor, progress: Progress, stream: str
+    ) -> Tensor:
+        """Return float32 logits [B, P, V] at `positions` of `tokens` [B, T]; see `LogitsSource`."""
+        assert isinstance(progress, BlockProgress)
+        parts = progress.parts()
+        num_visible = max(end for _, end in parts)
+        is_one_block = all(
+            start == num_visible - self.block_length and end == num_visible for start, end in parts
+        )
+
+        def mask(columns: Tensor, num_visible: int) -> Tensor | None:
+            if is_one_block and self._may_omit_mask:
+                return None
+            return block_causal_mask(columns, num_visible, self.block_length)
+
+        logits = self._forward(tokens, parts, positions, num_visible, mask)
+        progress.settle()
+        return logits
