@@ -146,10 +146,12 @@ def _wrong_tokens(model: nn.Module, case: Case, fast: FastWeights | None, suffix
 def _decode(model: nn.Module, case: Case) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the last canvas [1, T] and the history [S+1, 1, T] of one decode."""
     num_new, prompt = case.meta["new_tokens"], case.tensors["prompt"]
-    if case.meta["sampler"].startswith("block diffusion"):
-        raise NotImplementedError
     config = SamplingConfig(max_new_tokens=num_new, stop_at_eos=False)
+    if case.meta["sampler"].startswith("block diffusion, block 8, 8 steps per block"):
+        config = SamplingConfig(
+            max_new_tokens=num_new, stop_at_eos=False, decoder="block", block_length=8
+        )
     canvases = []
     output = decode(model, [prompt], config, on_step=lambda step: canvases.append(step.canvas))
-    start = torch.cat([prompt, torch.full((num_new,), case.meta["mask_token_id"])])[None]
+    start = output.canvas.masked_fill(output.unmask_step >= 0, case.meta["mask_token_id"])
     return output.canvas, torch.stack([start, *canvases])

@@ -95,6 +95,8 @@ def measure_exposure_bias(
         max_new_tokens=length,
         num_unmasking_steps=num_steps,
         policy="random",
+        # Both contexts are scored under one attention, that of the whole response.
+        decoder="masked",
         stop_at_eos=False,
     )
     totals = None
