@@ -158,8 +158,9 @@ class ExpertLora(nn.Module, LoraLayer):
         for projection, first in self._factors("A", adapter_name).items():
             base = self._base_weights(projection)
             second = self._factors("B", adapter_name)[projection]
+            dtype = torch.promote_types(first.dtype, torch.float32)
             for expert in range(len(base)):  # one at a time: a whole stack can be gibibytes
-                delta = scale * (second[expert].float() @ first[expert].float())
+                delta = scale * (second[expert].to(dtype) @ first[expert].to(dtype))
                 if not only_check:
                     base[expert] += delta.to(base.device)
                 elif not torch.isfinite(base[expert] + delta.to(base.device)).all():

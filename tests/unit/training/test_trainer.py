@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from memdlm import MemoryConfig, ObjectiveConfig
+from memdlm.backbones.experts import Experts
 from memdlm.errors import ConfigError, DataError, UsageError
 from memdlm.memory.fast_weights import FastWeights
 from memdlm.training.outer_step import plan_step
@@ -118,7 +119,8 @@ def test_lora_factors_move_and_frozen_weights_do_not(
         for name, module in build_model(family).named_modules()
         if isinstance(module, torch.nn.Linear) and name.split(".")[-1] in traits.linear
     ]
-    assert num_trainable == 2 * len(adapted)
+    stacks = [module for module in build_model(family).modules() if isinstance(module, Experts)]
+    assert num_trainable == 2 * (len(adapted) + len(Experts.projections) * len(stacks))
 
 
 def test_gradient_accumulation_averages_the_micro_batch_losses(build_model, train):
