@@ -1,11 +1,14 @@
 """prompt -> memory -> sampler -> text: the one place where memory and sampling meet.
 
 Every request has a memory of its own, written from its prompt, used for all its denoising steps and
-erased (MemDLM section 4, inference). Knows neither files nor the command line.
+erased (MemDLM section 4, inference); or one that was written before and is kept. Knows neither
+files nor the command line. `generate` may be called from several threads: calls on one model take
+turns batch by batch, since a memory is attached to the model itself. To serve many requests at
+once, put them into one batch; each row has its own memory.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,7 +19,9 @@ from memdlm.data.encoding import check_prompt_fits, encode_prompt, end_of_turn_i
 from memdlm.data.formatting import Message
 from memdlm.diffusion.objective import ObjectiveConfig
 from memdlm.errors import ConfigError, DataError, UsageError
+from memdlm.memory.budget import COPIES_WHILE_WRITING, memory_bytes, rows_within
 from memdlm.memory.config import MemoryConfig
+from memdlm.memory.exclusive import exclusive
 from memdlm.memory.parametric_memory import ParametricMemory, unwrap
 from memdlm.sampling.canvas import prompt_canvas
 from memdlm.sampling.config import SamplingConfig
@@ -35,8 +40,8 @@ class Generation:
         token_ids: The same as ids, up to and without the token that ends the answer: the end of the
             text or, with a chat template, of the turn.
         num_prompt_tokens: Length of the encoded prompt.
-        memory: `off`, `written`, or `dropped` where the inner loop met inf or nan, so that the
-            answer is that of the model alone.
+        memory: `off`, `written`, `kept` (one given in `memories`), or `dropped` where the inner
+            loop met inf or nan, so that the answer is that of the model alone.
     """
 
     text: str
@@ -52,10 +57,12 @@ def generate(
     sampling: SamplingConfig | None = None,
     memory: MemoryConfig | None = None,
     *,
+    memories: Sequence[ParametricMemory | None] | None = None,
     objective: ObjectiveConfig | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     chat_template: str = "auto",
     batch_size: int = 8,
+    max_memory_bytes: int | None = None,
 ) -> list[Generation]:
     """Answer every prompt; an answer does not depend on the other prompts or on the batch size.
 
@@ -66,28 +73,33 @@ def generate(
         sampling: How to decode; the paper's evaluation by default.
         memory: Write a memory from each prompt first. None, or `enabled` off, is plain decoding.
             `sharing` is always per sequence here: no request may see another's memory.
+        memories: In place of `memory`, one memory per prompt that was written before (a single
+            row each), or None for none. They are left as they are.
         objective: Noise schedule that draws the memory's anchor; the one trained with.
-        seed: Decides masks and initial fast weights of the memory, alike for every prompt. Decoding
-            draws from `sampling.seed`.
+        seed: Decides masks and initial fast weights of the memory; one for all prompts, or one per
+            prompt. Decoding draws from `sampling.seed`.
         chat_template: As in `DataConfig`; `never` for raw prompts, as the paper evaluates.
         batch_size: Prompts decoded together.
+        max_memory_bytes: Most that fast weights and inner gradients of one batch may take (see
+            `memdlm.memory.budget`); batches get smaller to keep to it. None for no limit.
 
     Returns:
         One `Generation` per prompt, in order.
 
     Raises:
-        ConfigError: A setting is out of range, or the memory's scope selects no module.
+        ConfigError: A setting is out of range, the memory's scope selects no module, or a single
+            memory exceeds `max_memory_bytes`.
         DataError: A prompt is empty or, with the new tokens, exceeds the model's context.
-        UsageError: `prompts` is no sequence of texts and conversations.
+        UsageError: `prompts` is no sequence of texts and conversations, or `memories` or `seed` do
+            not fit them.
     """
     if isinstance(prompts, str):
         raise UsageError("prompts is one text; give a list of them, e.g. [prompt]")
     sampling = _with_ends(sampling or SamplingConfig(), tokenizer)
     if batch_size < 1:
         raise ConfigError(f"batch_size: {batch_size} is out of range; use 1 or more")
-    writer = None
-    if memory is not None and memory.enabled:
-        writer = ParametricMemory(model, replace(memory, sharing="sequence"), objective)
+    sources = _memory_sources(model, prompts, memory, memories, objective, seed)
+    batch_size = min(batch_size, sources.most_rows(max_memory_bytes, batch_size))
     # All are checked before any is decoded: a bad last prompt must not cost the others theirs.
     encoded = [
         _encode(model, tokenizer, prompt, sampling, chat_template, number)
@@ -95,9 +107,81 @@ def generate(
     ]
     answers: list[Generation] = []
     for start in range(0, len(encoded), batch_size):
-        batch = encoded[start : start + batch_size]
-        answers += _answer(model, tokenizer, batch, sampling, writer, seed)
+        rows = range(start, min(start + batch_size, len(encoded)))
+        answers += _answer(model, tokenizer, encoded, rows, sampling, sources)
     return answers
+
+
+@dataclass(frozen=True)
+class _MemorySources:
+    """Where the memory of every prompt comes from."""
+
+    writer: ParametricMemory | None
+    seeds: Sequence[int]
+    kept: Sequence[ParametricMemory | None] | None
+
+    def most_rows(self, max_bytes: int | None, batch_size: int) -> int:
+        """Return how many rows of a batch keep to `max_bytes`; at most `batch_size`."""
+        if max_bytes is None:
+            return batch_size
+        sizes = [memory.num_bytes for memory in self.kept or () if memory is not None]
+        if self.writer is not None:
+            one = memory_bytes(self.writer.placement, self.writer.config)
+            sizes = [COPIES_WHILE_WRITING * one]
+        return rows_within(max_bytes, max(sizes)) if sizes else batch_size
+
+    def provide(
+        self, prompts: list[torch.Tensor], rows: range
+    ) -> tuple[ParametricMemory | None, list[str]]:
+        """Return the memory of a batch, to be erased after it, and the state of each row."""
+        if self.writer is not None:
+            return self.writer, _write(self.writer, prompts, [self.seeds[row] for row in rows])
+        chosen = [None] * len(prompts) if self.kept is None else [self.kept[row] for row in rows]
+        states = ["off" if memory is None else _state(memory) for memory in chosen]
+        if all(memory is None for memory in chosen):
+            return None, states
+        return ParametricMemory.stack(chosen), states
+
+
+def _memory_sources(
+    model: nn.Module,
+    prompts: Sequence[object],
+    memory: MemoryConfig | None,
+    memories: Sequence[ParametricMemory | None] | None,
+    objective: ObjectiveConfig | None,
+    seed: int | Sequence[int],
+) -> _MemorySources:
+    """Check what `generate` was given about memories."""
+    seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
+    for name, given in (("seed", seeds), ("memories", memories)):
+        if given is not None and len(given) != len(prompts):
+            raise UsageError(f"{name}: {len(given)} for {len(prompts)} prompts; give one each")
+    writes = memory is not None and memory.enabled
+    if memories is None:
+        writer = None
+        if memory is not None and writes:
+            writer = ParametricMemory(model, replace(memory, sharing="sequence"), objective)
+        return _MemorySources(writer, seeds, None)
+    if writes:
+        raise UsageError("give memory to write one from each prompt, or memories to use, not both")
+    first = next((kept for kept in memories if kept is not None), None)
+    for number, kept in enumerate(memories, start=1):
+        if kept is None or first is None:
+            continue
+        if kept.backbone is not unwrap(model):
+            raise UsageError(f"memory {number} belongs to another model; write or load it on this")
+        if len(kept.rows) != 1:
+            raise UsageError(
+                f"memory {number} has {len(kept.rows)} rows; give one with a single row, as "
+                "memory.row(0) does"
+            )
+        first.check_alike(kept)  # now rather than at the batch where they meet
+    return _MemorySources(None, seeds, memories)
+
+
+def _state(memory: ParametricMemory) -> str:
+    row = memory.rows[0]
+    return "dropped" if row is not None and row.is_dropped else "kept"
 
 
 def _with_ends(sampling: SamplingConfig, tokenizer: "PreTrainedTokenizerBase") -> SamplingConfig:
@@ -122,10 +206,16 @@ def _encode(
         )
     try:
         ids = encode_prompt(tokenizer, prompt, chat_template=chat_template)
+    except DataError as error:
+        raise DataError(f"prompt {number}: {error}") from error
+    try:
         context = unwrap(model).config.max_position_embeddings
         check_prompt_fits(len(ids), context, sampling.max_new_tokens)
     except DataError as error:
-        raise DataError(f"prompt {number}: {error}") from error
+        raise DataError(
+            f"prompt {number}: {error}; or write a memory of the text, chunk by chunk "
+            "(`memdlm memory write`), and ask with a short prompt"
+        ) from error
     if not ids:
         raise DataError(f"prompt {number} is empty: give it at least one word")
     return torch.tensor(ids, dtype=torch.int64)
@@ -134,23 +224,23 @@ def _encode(
 def _answer(
     model: nn.Module,
     tokenizer: "PreTrainedTokenizerBase",
-    prompts: list[torch.Tensor],
+    encoded: list[torch.Tensor],
+    rows: range,
     sampling: SamplingConfig,
-    writer: ParametricMemory | None,
-    seed: int,
+    sources: _MemorySources,
 ) -> list[Generation]:
-    """Write, decode and erase for one batch of prompts [L_i]."""
-    states = ["off"] * len(prompts)
-    attached: AbstractContextManager[None] = nullcontext()
-    try:
-        if writer is not None:
-            states = _write(writer, prompts, seed)
-            attached = writer.attached()
-        with attached:
-            output = decode(model, prompts, sampling)
-    finally:
-        if writer is not None:
-            writer.erase()
+    """Write, decode and erase for one batch: the prompts `rows` of `encoded`, [L_i] each."""
+    prompts = [encoded[row] for row in rows]
+    memory = sources.writer
+    # Another thread's forward would see this batch's memory, and ours that thread's.
+    with exclusive(unwrap(model)):
+        try:
+            memory, states = sources.provide(prompts, rows)
+            with nullcontext() if memory is None else memory.attached():
+                output = decode(model, prompts, sampling)
+        finally:
+            if memory is not None:
+                memory.erase()
     return [
         Generation(
             text=str(tokenizer.decode(tokens, skip_special_tokens=True)),
@@ -162,11 +252,13 @@ def _answer(
     ]
 
 
-def _write(writer: ParametricMemory, prompts: list[torch.Tensor], seed: int) -> list[str]:
+def _write(
+    writer: ParametricMemory, prompts: list[torch.Tensor], seeds: Sequence[int]
+) -> list[str]:
     """Write one memory per prompt, rows in the order of the canvas; return what became of each."""
     config = writer.backbone.config
     device = writer.backbone.lm_head.weight.device
     # A canvas without slots: the prompts, padded as they will be decoded.
     canvas = prompt_canvas(prompts, 0, config.mask_token_id, config.pad_token_id, device)
-    stats = writer.write(canvas.tokens, canvas.attention_mask, seed=seed)
+    stats = writer.write(canvas.tokens, canvas.attention_mask, seed=seeds)
     return ["written" if is_alive else "dropped" for is_alive in stats.alive.tolist()]

@@ -28,7 +28,7 @@ from memdlm.memory.inspection import describe
 from memdlm.memory.placement import place
 from memdlm.memory.prompt import Round, check_tokens, plan_rounds, prompt_trajectory, real_tokens
 from memdlm.memory.provenance import MemoryRow, PromptRecord
-from memdlm.memory.stacking import stack_memories
+from memdlm.memory.stacking import check_alike, stack_memories
 from memdlm.seeding import generator
 
 # Backbones that answer with a memory at this moment. Linear layers would add a second one and
@@ -302,9 +302,11 @@ class ParametricMemory:
         if not parts:
             raise UsageError("there is no memory to stack; give at least one that is not None")
         first = parts[0]
+        for part in parts:
+            first.check_alike(part)
         stacked = ParametricMemory(first.backbone, first.config, first.objective)
         stacked.fast_weights = stack_memories(
-            [None if memory is None else memory._part_of(first) for memory in memories]
+            [None if memory is None else memory.fast_weights for memory in memories]
         )
         stacked.rows = tuple(
             row for memory in memories for row in ((None,) if memory is None else memory.rows)
@@ -312,12 +314,18 @@ class ParametricMemory:
         stacked._is_stack = True
         return stacked
 
-    def _part_of(self, other: "ParametricMemory") -> FastWeights:
-        if self.fast_weights is None:
-            raise UsageError("a memory to stack is empty; write(input_ids) it first")
+    def check_alike(self, other: "ParametricMemory") -> None:
+        """Refuse memories that cannot share a batch.
+
+        Raises:
+            UsageError: One is empty, they are on different models, or they differ in sites, rank or
+                scale.
+        """
+        if self.fast_weights is None or other.fast_weights is None:
+            raise UsageError("a memory is empty; write(input_ids) it before it is used")
         if self.backbone is not other.backbone:
             raise UsageError("memories of different models cannot share a batch")
-        return self.fast_weights
+        check_alike(self.fast_weights, other.fast_weights)
 
     def row(self, index: int) -> "ParametricMemory":
         """Return a copy of one row as a memory of its own.

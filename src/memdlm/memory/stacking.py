@@ -11,13 +11,9 @@ from memdlm.memory.fast_weights import FastWeights, stack_rows
 def stack_memories(parts: Sequence[FastWeights | None]) -> FastWeights:
     """Return one object with the rows of all parts, in order; None is a row of zeros, no effect.
 
-    Raises:
-        UsageError: The parts differ in sites, kind, rank or scale.
+    The parts must be alike (`check_alike`), and one of them not None.
     """
     first = next(part for part in parts if part is not None)
-    for part in parts:
-        if part is not None:
-            _check_alike(first, part)
     tensors = {}
     for site in first.placement.sites:
         for name in first.names(site):
@@ -31,7 +27,12 @@ def stack_memories(parts: Sequence[FastWeights | None]) -> FastWeights:
     return FastWeights.of(first.placement, first.scale, tensors)
 
 
-def _check_alike(first: FastWeights, other: FastWeights) -> None:
+def check_alike(first: FastWeights, other: FastWeights) -> None:
+    """Refuse memories that cannot share a batch.
+
+    Raises:
+        UsageError: They differ in sites, kind, rank or scale.
+    """
     ours = {name: tuple(tensor.shape[1:]) for name, tensor in first.tensors.items()}
     theirs = {name: tuple(tensor.shape[1:]) for name, tensor in other.tensors.items()}
     if ours.keys() != theirs.keys():
