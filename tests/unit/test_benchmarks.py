@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.speed import experts
 from benchmarks.speed import step as cli
+from benchmarks.speed.expert_layer import PARTS, ExpertLayer, Shape, choose
 from benchmarks.speed.flops import count_flops, grouped_mm_flops
 from benchmarks.speed.measuring import median_ratio, peak_bytes, time_interleaved
 from benchmarks.speed.naive import naive_memdlm_step
@@ -216,5 +218,62 @@ def test_the_command_prints_a_table_and_one_json_line_and_stores_it(capsys, tmp_
 def test_bad_options_end_in_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.parse(arguments)
+    assert stop.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+FEW = Shape(num_experts=6, top_k=2, rows=3, length=10, width=16, inner=12)
+
+
+@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize("variant", experts.VARIANTS)
+def test_the_benchmark_of_the_experts_notices_a_wrong_factor(parts, variant):
+    layer = ExpertLayer(FEW, parts, CPU, torch.float32)
+    assert experts.compare(layer).value <= experts.TOLERANCE
+    for name, stacked in layer.stacked.items():
+        factors = stacked if variant == "grouped" else layer.single[name][0]
+        factors.data *= 1.001
+        assert experts.compare(layer).value > experts.TOLERANCE, name
+        factors.data /= 1.001
+
+
+def test_uneven_routing_prefers_the_first_expert_and_leaves_out_the_last():
+    chosen = choose(replace(FEW, length=500), torch.Generator().manual_seed(0))
+    assert chosen.shape == (3, 500, 2)
+    assert (chosen[..., 0] != chosen[..., 1]).all()
+    counts = chosen.flatten().bincount(minlength=6)
+    assert counts[-1] == 0 and (counts[:-1].diff() < 0).all()
+    even = choose(replace(FEW, length=500, routing="even"), torch.Generator().manual_seed(0))
+    assert even.flatten().bincount(minlength=6).min() > 400
+
+
+def test_the_benchmark_of_the_experts_prints_a_table_and_stores_one_json_line(capsys, tmp_path):
+    path = tmp_path / "new" / "experts.json"
+    options = "--num-experts 6 --rows 2 --length 8 --width 16 --inner 12 --repeats 2 --json-out"
+    experts.main([*options.split(), str(path)])
+    out = capsys.readouterr().out
+    record = json.loads(out.splitlines()[-1])
+    assert record == json.loads(path.read_text())
+    assert record["benchmark"] == "speed/experts" and record["versions"]["torch"]
+    assert [result["parts"] for result in record["results"]] == list(PARTS)
+    for result in record["results"]:
+        assert result["difference"]["value"] <= experts.TOLERANCE
+        assert len(result["seconds_all"]["loop"]) == 2
+        assert result["seconds_ratio"] > 0 and result["peak_bytes_ratio"] > 0
+        assert result["load"]["num_idle"] >= 1
+        assert result["parts"] in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--length", "0"], "--length: must be at least 1"),
+        (["--routing", "odd"], "invalid choice"),
+        (["--num-experts", "4", "--top-k", "4"], "--top-k: 4 of 4 experts are too many"),
+    ],
+)
+def test_bad_options_of_the_experts_end_in_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        experts.parse(arguments)
     assert stop.value.code == 2
     assert re.search(message, capsys.readouterr().err)
