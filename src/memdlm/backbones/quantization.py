@@ -204,17 +204,17 @@ def _quantized(model: nn.Module) -> Iterator[_Part]:
         elif isinstance(module, nn.Linear) and hasattr(module.weight, "quant_state"):
             state: Any = module.weight.quant_state
             num_weights = module.in_features * module.out_features
-            tensors = [] if state is None else _state_tensors(state)
+            tensors = [] if state is None else state_tensors(state)
             num_bytes = sum(t.numel() * t.element_size() for t in (module.weight, *tensors))
             double = state is not None and state.nested
             kind = "nf4" if state is None else state.quant_type
             yield _Part(kind, double, True, num_weights, num_bytes, (module.weight,))
 
 
-def _state_tensors(state: Any) -> list[torch.Tensor]:
+def state_tensors(state: Any) -> list[torch.Tensor]:
     """Return the tensors of a bitsandbytes `QuantState`, those of nested scales included."""
     found = [t for t in (state.absmax, state.code, state.offset) if isinstance(t, torch.Tensor)]
-    return found if state.state2 is None else found + _state_tensors(state.state2)
+    return found if state.state2 is None else found + state_tensors(state.state2)
 
 
 _KINDS_OF_MODULES = ("embeddings", "head", "routers", "norms", "biases", "other weights")

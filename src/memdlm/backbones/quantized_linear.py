@@ -104,8 +104,24 @@ def linear_weight(
 
     The same values as moving a `Params4bit` to a device, in slices and without a copy of the whole.
     """
-    library = bitsandbytes()
-    functional = library.functional
+    packed, state = stored_matrix(weights, kind, double)
+    module.quant_state = state
+    parameter: nn.Parameter = bitsandbytes().nn.Params4bit(
+        packed,
+        requires_grad=False,
+        quant_state=state,
+        blocksize=BLOCK_SIZE,
+        compress_statistics=double,
+        quant_type=kind,
+        module=module,
+        bnb_quantized=True,
+    )
+    return parameter
+
+
+def stored_matrix(weights: torch.Tensor, kind: str, double: bool) -> tuple[torch.Tensor, Any]:
+    """Return `weights` [out, in] as pairs [n / 2, 1] uint8 and bitsandbytes' `QuantState`."""
+    functional = bitsandbytes().functional
     packed, plain = quantize(weights, kind)
     scales = Scales.doubled(plain) if double else Scales(plain)
     nested = None
@@ -123,15 +139,4 @@ def linear_weight(
         offset=scales.mean,
         state2=nested,
     )
-    module.quant_state = state
-    parameter: nn.Parameter = library.nn.Params4bit(
-        packed.view(-1, 1),
-        requires_grad=False,
-        quant_state=state,
-        blocksize=BLOCK_SIZE,
-        compress_statistics=double,
-        quant_type=kind,
-        module=module,
-        bnb_quantized=True,
-    )
-    return parameter
+    return packed.view(-1, 1), state

@@ -113,6 +113,7 @@ def _description(planned: "Plan") -> list[str]:
     sizes, step = planned.sizes, planned.step
     autocast = f"{planned.autocast} autocast" if planned.autocast else "no autocast"
     checkpointing = "on" if planned.gradient_checkpointing else "off"
+    stored = "" if planned.quantization == "none" else f" and {planned.quantization}"
     active = _count(sizes.active)
     if sizes.active < sizes.total:
         active += f" ({_count(sizes.active_beyond_table)} beyond the embedding table)"
@@ -120,7 +121,7 @@ def _description(planned: "Plan") -> list[str]:
     if step.num_memories:
         fast = f"{_count(step.num_fast)} in each of {step.num_memories} memories"
     return [
-        f"{planned.model}: {planned.dtype} weights, {autocast}, gradient checkpointing "
+        f"{planned.model}: {planned.dtype} weights{stored}, {autocast}, gradient checkpointing "
         f"{checkpointing}",
         f"batch     {planned.batch_size} x {planned.length:,} tokens, {planned.response:,} of each "
         "row masked; one device, no sharding",

@@ -55,7 +55,9 @@ def plan_recipe(recipe: Recipe, response: int | None = None) -> Plan:
             with torch.device("meta"):
                 base = build_tiny(recipe.tiny.family, tokenizer, recipe.seed, recipe.tiny.sizes)
         else:
-            base = load_outline(str(recipe.model), recipe.dtype)
+            # Beside 4-bit weights all others are bfloat16, whatever the file says.
+            dtype = "bfloat16" if recipe.quantization.is_on else recipe.dtype
+            base = load_outline(str(recipe.model), dtype)
         check_context(recipe.data, base.config.max_position_embeddings)
 
         def wrap(model: torch.nn.Module) -> torch.nn.Module:
@@ -63,7 +65,15 @@ def plan_recipe(recipe: Recipe, response: int | None = None) -> Plan:
                 return add_adapter(model, recipe, folder)
 
         autocast = "float16" if recipe.training.get("fp16") else None
-        return make_plan(base, wrap, arguments, recipe.data.max_length, response, autocast)
+        return make_plan(
+            base,
+            wrap,
+            arguments,
+            recipe.data.max_length,
+            response,
+            recipe.quantization,
+            autocast,
+        )
 
 
 def remedies(
@@ -102,8 +112,13 @@ def _changes(recipe: Recipe) -> list[tuple[str, ...]]:
                 f"training.gradient_accumulation_steps={micro_batches}",
             )
         )
-    if recipe.adapter.kind == "none":
+    is_lora = recipe.adapter.kind == "lora"
+    if not is_lora:
         changes.append(("adapter.kind=lora",))
+    is_bfloat16 = recipe.dtype in ("auto", "bfloat16") and not training.get("fp16")
+    if recipe.tiny is None and is_bfloat16 and not recipe.quantization.is_on:
+        adapter = () if is_lora else ("adapter.kind=lora",)
+        changes.append((*adapter, "quantization.kind=nf4"))
     return changes
 
 

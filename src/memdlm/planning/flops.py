@@ -5,6 +5,7 @@ CPU, which every simulated step uses. A fused kernel's backward pass computes th
 is left out, so attention costs the same whichever kernel runs it.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -48,7 +49,17 @@ _FORMULAS = {
 }
 
 
+def _product_4bit(inputs: torch.Size, packed: torch.Size, shape: Any, *args: Any, **kw: Any) -> int:
+    """Count the product with a 4-bit matrix of `shape` [out, in], where no gradient is wanted."""
+    return 2 * math.prod(inputs) * int(shape[0])
+
+
+# Operations of libraries that need not be installed.
+_NAMED = {"bitsandbytes.gemm_4bit": shape_wrapper(_product_4bit)}
+
+
 def operation_flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
     """Return the FLOPs of one dispatched operation; 0 for all that are no matrix products."""
-    formula = _FORMULAS.get(getattr(func, "overloadpacket", func))
+    operation = getattr(func, "overloadpacket", func)
+    formula = _FORMULAS.get(operation) or _NAMED.get(str(operation))
     return 0 if formula is None else int(formula(*args, **kwargs, out_val=out))

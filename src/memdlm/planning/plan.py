@@ -7,8 +7,10 @@ from typing import Any
 from torch import nn
 
 from memdlm.backbones.base import DiffusionMaskedLM
+from memdlm.backbones.quantization import QuantizationConfig
 from memdlm.errors import ConfigError
 from memdlm.planning.gpus import reserve
+from memdlm.planning.quantized import quantize_outline
 from memdlm.planning.simulation import StepFigures, simulate_step
 from memdlm.planning.sizes import ModelSizes, count_parameters, count_trained
 from memdlm.planning.worst_case import worst_step
@@ -24,6 +26,7 @@ class Plan:
     Attributes:
         model: Class of the network.
         dtype: Type of its weights.
+        quantization: How the larger ones of them are stored in place of that, e.g. nf4.
         autocast: Type that products are computed in under autocast; None without.
         gradient_checkpointing: Whether layers are computed again in the backward pass.
         batch_size: Rows of a micro-batch.
@@ -36,6 +39,7 @@ class Plan:
 
     model: str
     dtype: str
+    quantization: str
     autocast: str | None
     gradient_checkpointing: bool
     batch_size: int
@@ -73,6 +77,7 @@ def make_plan(
     arguments: MemDLMConfig,
     length: int,
     response: int | None = None,
+    quantization: QuantizationConfig | None = None,
     autocast: str | None = None,
 ) -> Plan:
     """Plan training of `base` on full rows of `length` tokens.
@@ -83,6 +88,7 @@ def make_plan(
         arguments: Settings of the Trainer, with `use_cpu`.
         length: Tokens of a row.
         response: Masked tokens of a row; None for all but the first, the worst case.
+        quantization: How the weights of `base` are stored; None for as they are.
         autocast: What to call the type of autocast, if not what `arguments` says.
 
     Raises:
@@ -93,6 +99,8 @@ def make_plan(
         raise ConfigError(f"--response: {masked} is out of range; use 1 to {length}")
     sizes = count_parameters(base)
     dtype = str(base.dtype).removeprefix("torch.")
+    if quantization is not None:
+        quantize_outline(base, quantization)
     own = {id(parameter) for parameter in base.parameters()}
     model = wrap(base)
     adapter = frozenset(name for name, p in model.named_parameters() if id(p) not in own)
@@ -101,6 +109,7 @@ def make_plan(
     return Plan(
         model=type(base).__name__,
         dtype=dtype,
+        quantization="none" if quantization is None else quantization.kind,
         autocast=autocast or ("bfloat16" if arguments.bf16 else None),
         gradient_checkpointing=bool(arguments.activation_checkpointing),
         batch_size=batch_size,

@@ -22,6 +22,7 @@ from memdlm.memory.fast_weights import FastWeights
 from memdlm.planning.flops import operation_flops
 from memdlm.planning.grouped import grouped_mm_result
 from memdlm.planning.ledger import ACTIVATIONS, MemoryLedger
+from memdlm.planning.quantized import is_four_bit, store_weight
 from memdlm.seeding import preserved_rng
 from memdlm.training.config import MemDLMConfig
 from memdlm.training.outer_step import OuterStep, StepPlan
@@ -82,7 +83,8 @@ def simulate_step(
     with preserved_rng(torch.device("cpu")):
         trainer = _SimulatedTrainer(model, arguments, ledger, _without_data(plan, mode))
         with mode:
-            _give_shapes(model)
+            for tensor in _give_shapes(model):
+                ledger.label(tensor, WEIGHTS)
             _label_parameters(model, adapter, ledger)
         _enable_checkpointing(trainer)
         optimizer = _prepare_optimizer(trainer)
@@ -258,8 +260,12 @@ def _enable_checkpointing(trainer: _SimulatedTrainer) -> None:
     )
 
 
-def _give_shapes(model: nn.Module) -> None:
-    """Replace meta tensors by fake ones of the CPU, shared ones by shared ones."""
+def _give_shapes(model: nn.Module) -> list[torch.Tensor]:
+    """Replace meta tensors by fake ones of the CPU, shared ones by shared ones.
+
+    Returns:
+        The tensors of 4-bit layers, of which not all are parameters.
+    """
     made: dict[int, torch.Tensor] = {}
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
@@ -273,12 +279,17 @@ def _give_shapes(model: nn.Module) -> None:
         return made[id(tensor)]
 
     originals = [*model.parameters(), *model.buffers()]  # alive, so that ids stay theirs
+    unshaped = {id(tensor) for tensor in originals}
+    stored = []
     for module in model.modules():
+        if is_four_bit(module):
+            stored += store_weight(module)
         for tensors in cast(list[dict[str, Any]], [module._parameters, module._buffers]):
             tensors.update(
-                {name: fake(tensor) for name, tensor in tensors.items() if tensor is not None}
+                {n: fake(t) for n, t in tensors.items() if t is not None and id(t) in unshaped}
             )
     del originals
+    return stored
 
 
 def _label_parameters(model: nn.Module, adapter: frozenset[str], ledger: MemoryLedger) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForMaskedLM
 
+from memdlm.backbones.adapters import add_lora
 from memdlm.backbones.tiny import TinySizes, tiny_config
 from memdlm.diffusion.objective import ObjectiveConfig
 from memdlm.memory.config import MemoryConfig
@@ -37,10 +38,10 @@ def build(
         model: nn.Module = AutoModelForMaskedLM.from_config(config, dtype=dtype)
         own = {id(parameter) for parameter in model.parameters()}
         if is_lora:
-            from peft import LoraConfig, get_peft_model
+            from peft import LoraConfig
 
             lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.05, target_modules="all-linear")
-            model = get_peft_model(model, lora)
+            model = add_lora(model, lora)
     return model, frozenset(name for name, p in model.named_parameters() if id(p) not in own)
 
 
