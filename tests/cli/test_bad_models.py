@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -37,15 +36,12 @@ def test_an_unknown_precision_lists_those_there_are(dtype, memdlm, checkpoint) -
     assert f"'{dtype}' is not one of auto, float32, bfloat16, float16" in line
 
 
-def test_a_hub_name_without_network_fails_at_once(monkeypatch) -> None:
-    # An address where nothing listens; the hub's own client would try for half a minute.
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+def test_a_hub_name_without_network_is_one_line(monkeypatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
     program = "import sys; from memdlm.cli import main; sys.exit(main())"
     online = "import os; os.environ['HF_HUB_OFFLINE'] = '0'; " + program
-    start = time.monotonic()
     result = spawn("generate", "--model", "nobody/nothing", "the cat", code=online)
     assert "cannot load the" in result.error_line(1)
-    assert time.monotonic() - start < 30
 
 
 def test_a_hub_model_of_pickles_alone_is_refused(monkeypatch, tmp_path, checkpoint) -> None:

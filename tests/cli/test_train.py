@@ -229,6 +229,10 @@ def test_a_tokenizer_without_mask_token_is_refused(memdlm, tmp_path, rows_file, 
     config = json.loads((model / "tokenizer_config.json").read_text())
     del config["mask_token"]
     (model / "tokenizer_config.json").write_text(json.dumps(config))
+    # Nor does the model's config say which token it is.
+    config = json.loads((model / "config.json").read_text())
+    del config["mask_token_id"]
+    (model / "config.json").write_text(json.dumps(config))
     recipe = write_recipe(tmp_path, rows_file, tmp_path / "run", tiny=None, model=str(model))
     assert 'has no mask token: set "mask_token"' in memdlm("train", recipe).error_line(1)
 

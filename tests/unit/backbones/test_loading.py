@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -146,6 +148,19 @@ def test_an_unreachable_hub_is_one_line(load, monkeypatch) -> None:
     with pytest.raises(CheckpointError, match=r"cannot load the .* from nobody/nothing") as error:
         load("nobody/nothing")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_a_hub_that_does_not_answer_is_asked_once(load, monkeypatch, capfd) -> None:
+    # The hub's own client would try every file for half a minute.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    start = time.monotonic()
+    with pytest.raises(CheckpointError, match=r"cannot load the .* from nobody/nothing"):
+        load("nobody/nothing")
+    assert time.monotonic() - start < 5
+    assert "Retrying" not in capfd.readouterr().err
+    assert huggingface_hub.constants.HF_HUB_OFFLINE is False
 
 
 def test_a_folder_without_a_model_is_named(tmp_path) -> None:
