@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from bitsandbytes import functional
+from torch.utils.checkpoint import checkpoint
 
 from memdlm.backbones.experts import Experts
 from memdlm.backbones.quantization import stored_bytes
@@ -130,6 +131,21 @@ def test_autograd_keeps_the_four_bits_alone() -> None:
     assert len(kept) == 6
     output.sum().backward()
     assert inputs.grad is not None
+
+
+def test_layers_that_run_again_give_the_same_gradient() -> None:
+    quantized = QuantizedExperts.from_experts(make_experts())
+    expected = run(quantized)
+
+    class Checkpointed(torch.nn.Module):
+        hidden_size = WIDTH
+
+        def forward(self, *args: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = checkpoint(quantized, *args, use_reentrant=False)
+            return output
+
+    for got, wanted in zip(run(Checkpointed()), expected, strict=True):
+        assert torch.equal(got, wanted)
 
 
 def test_a_cast_and_a_copy_leave_the_weights_as_they_are() -> None:
