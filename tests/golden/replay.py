@@ -3,9 +3,10 @@
     python tests/golden/replay.py DIR...
 
 Each DIR is a fixture folder or any folder above some: `backbones/<name>`,
-`inner/<backbone>/<case>`, `infer/<case>`, `sampler/<sampler>/<case>`, `schedule`, `tables`. Prints
-one JSON line per case and a summary, and exits 1 if a case deviates by more than the tolerance:
-logits 1e-4, losses 1e-5 relative, gradients and fast weights 1e-5 of the tensor's norm, counts,
+`inner/<backbone>/<case>`, `infer/<case>`, `peft_adapters/<backbone>`, `sampler/<sampler>/<case>`,
+`schedule`, `tables`. An adapter's base is `backbones/<backbone>` beside `peft_adapters`. Prints one
+JSON line per case and a summary, and exits 1 if a case deviates by more than the tolerance: logits
+1e-4, losses 1e-5 relative, gradients and fast weights 1e-5 of the tensor's norm, counts,
 decoded tokens and their order exact. A checkpoint that the library refuses at load is reported as a
 refusal.
 """
@@ -19,6 +20,7 @@ from memdlm.errors import MemDLMError
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import replay_adapters
 import replay_backbones
 import replay_infer
 import replay_inner
@@ -45,6 +47,8 @@ def find_cases(folder: Path) -> Iterator[tuple[str, Path]]:
         yield "tables", folder
     elif (folder / "outputs.safetensors").exists() and (folder / "config.json").exists():
         yield "backbones", folder
+    elif (folder / "outputs.safetensors").exists() and (folder / "adapter_config.json").exists():
+        yield "peft_adapters", folder
     elif (folder / "tensors.safetensors").exists() and (folder.parent / "model").is_dir():
         yield "inner", folder
     elif (folder / "tensors.safetensors").exists() and folder.parent.name == "infer":
@@ -61,6 +65,7 @@ REPLAYS = {
     "inner": replay_inner.replay,
     "infer": replay_infer.replay,
     "sampler": replay_sampler.replay,
+    "peft_adapters": replay_adapters.replay,
     "schedule": replay_schedule.replay_schedule,
     "tables": replay_schedule.replay_tables,
 }

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 CASES = [
     (kind, folder)
-    for name in ("backbones", "inner", "infer", "sampler", "schedule", "tables")
+    for name in ("backbones", "inner", "infer", "peft_adapters", "sampler", "schedule", "tables")
     for kind, folder in replay.find_cases(FIXTURES / name)
 ]
 
@@ -30,6 +30,7 @@ def test_all_kinds_are_present() -> None:
     assert kinds.count("infer") == 3
     assert kinds.count("sampler") >= 23
     assert kinds.count("backbones") == 6
+    assert kinds.count("peft_adapters") == 4
     assert {"schedule", "tables"} < set(kinds)
 
 
@@ -101,6 +102,23 @@ def test_a_changed_decode_fails(tmp_path: Path, tensor: str, deviation: str) -> 
     result = replay.replay_case("sampler", case)
     assert result["status"] == "failed"
     assert float(str(result[deviation])) > 0
+
+
+@pytest.mark.parametrize("name", ["llada", "llada2"])
+def test_a_changed_adapter_fails(name: str, tmp_path: Path) -> None:
+    for kind in ("backbones", "peft_adapters"):
+        shutil.copytree(FIXTURES / kind / name, tmp_path / kind / name)
+    folder = tmp_path / "peft_adapters" / name
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    key = next(key for key in sorted(tensors, reverse=True) if "up_proj.lora_B" in key)
+    save_file({**tensors, key: tensors[key] * 1.1}, path)
+    result = replay.replay_case("peft_adapters", folder)
+    assert result["status"] == "failed"
+    assert float(str(result["logits"])) > replay.TOLERANCES["logits"]
+    del tensors[key]
+    save_file(tensors, path)
+    assert replay.replay_case("peft_adapters", folder)["status"] == "refused"
 
 
 def test_a_changed_schedule_fails(tmp_path: Path) -> None:
