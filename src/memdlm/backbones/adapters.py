@@ -14,6 +14,8 @@ from memdlm.backbones.reading import check_exists, readable
 from memdlm.errors import CheckpointError, ConfigError, UsageError
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+
     from memdlm.backbones.adapted_model import AdaptedModel
 
 
@@ -47,13 +49,18 @@ def add_lora(model: nn.Module, config: Any, adapter_name: str = "default") -> "A
         return AdaptedModel(model, config, adapter_name)
 
 
-def with_adapter(model: DiffusionMaskedLM, adapter: str) -> "AdaptedModel":
+def with_adapter(model: DiffusionMaskedLM, adapter: str) -> "PeftModel":
     """Put the adapter in folder or hub name `adapter` on `model`, frozen.
+
+    One with PEFT's `target_parameters`, as an exported memory is (`memdlm.memory.export`), stays a
+    plain `PeftModel`.
 
     Raises:
         CheckpointError: It is missing, damaged, incomplete, a pickle, made for another model, or
             uses something not supported.
     """
+    from peft import PeftConfig, PeftModel
+
     from memdlm.backbones.adapted_model import AdaptedModel
 
     check_exists(adapter)
@@ -63,6 +70,11 @@ def with_adapter(model: DiffusionMaskedLM, adapter: str) -> "AdaptedModel":
         )
     with readable(adapter, "adapter"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)
+        config = PeftConfig.from_pretrained(adapter)
+        if getattr(config, "target_parameters", None):
+            # PEFT would go on with adapter weights left at their random start.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            return PeftModel.from_pretrained(model, adapter, config=config)
         try:
             return AdaptedModel.from_pretrained(model, adapter)
         except ConfigError as error:
