@@ -13,7 +13,6 @@ from memdlm.training.outer_step import OuterStep, StepPlan
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("family", ["llada", "llada_moe"])
 @pytest.mark.parametrize("loss", ["cross_entropy", "kl", "hidden_mse"])
 def test_a_step_never_waits_for_the_device(
     family: str,
