@@ -202,22 +202,15 @@ class _LoraDelta:
     def __call__(self, inputs: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         total: torch.Tensor | None = None
         for name in self.adapters:
-            first = self.layer._factors("A", name)[self.projection]
-            second = self.layer._factors("B", name)[self.projection]
-            dropped = self.layer.lora_dropout[name](_cast(inputs, first.dtype))
-            low = grouped_linear(dropped, first, offsets)  # [S, r]
+            # float32 factors meet half-precision states in the states' type, where the grouped
+            # kernel is fast; PEFT's linear layers cast the states up instead.
+            first = self.layer._factors("A", name)[self.projection].to(inputs.dtype)
+            second = self.layer._factors("B", name)[self.projection].to(inputs.dtype)
+            low = grouped_linear(self.layer.lora_dropout[name](inputs), first, offsets)  # [S, r]
             delta = self.layer.scaling[name] * grouped_linear(low, second, offsets)
             total = delta if total is None else total + delta
         assert total is not None
         return total
-
-
-def _cast(inputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Bring inputs to the factors' type, which autocast would only take back."""
-    device = inputs.device.type
-    if device != "meta" and torch.is_autocast_enabled(device):
-        return inputs
-    return inputs.to(dtype)
 
 
 def _uniform(tensor: torch.Tensor) -> None:

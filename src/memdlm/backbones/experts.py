@@ -145,7 +145,7 @@ class Experts(nn.Module):
     ) -> torch.Tensor:
         """Return one delta's addition: shared by all rows (one group an expert), or one a row.
 
-        It comes in the projection's `dtype`: an adapter may be float32 beside bfloat16 weights.
+        It comes in the projection's `dtype`, which under autocast is not always the inputs'.
         """
         groups = ends if delta.num_rows == 1 else row_ends
         if delta.num_rows * self.num_experts != groups.numel():
