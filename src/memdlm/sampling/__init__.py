@@ -1,10 +1,17 @@
 """Decoding for masked diffusion language models: from prompts to tokens, knowing nothing of memory.
 
-    config            SamplingConfig: every setting of a decode, validated
+    config            SamplingConfig: every setting of a decode, validated (with checks)
     canvas            prompts of different lengths -> canvas, attention mask, slots
+    block_plan        the blocks of every row, and how many slots each step commits
     token_choice      logits -> the token each slot would take
     unmasking         which slots to commit in a step, and how many
-    masked_decoding   decode(): LLaDA's masked decoding over the four above
+    end_of_text       where a response ends, and what may end it
+    masked_decoding   decode(): LLaDA's and Dream's masked decoding over those above
+    block_decoding    decode() for LLaDA2.x: blocks, token editing, exact cache (with block_causal
+                      and block_progress)
+    approximate_cache prefix and dual caches for masked decoding (with cached_forward)
+    decoders          which of the two a model and a config ask for
+    streaming         decode_stream(): tokens as they become final
 
 Import from the modules: this file stays empty so that reading a config does not load torch.
 """

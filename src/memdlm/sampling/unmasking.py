@@ -12,6 +12,7 @@ Shapes: `B` rows, `P` slots of the block, `V` vocabulary, `K` planned steps of a
 
 from collections.abc import Callable
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -88,9 +89,9 @@ def transfer_schedule(
         return [share + (step < remainder) for step in range(num_steps)]
     counts = []
     if kind == "dream":
-        for probability in _transfer_probabilities(num_steps, kind, epsilon):
-            # float32 throughout, as in the official code: the product decides what is cut off.
-            count = int(torch.tensor(num_masked, dtype=torch.float32) * probability)
+        # float32 throughout, as in the official code: the product decides what is cut off.
+        for probability in _transfer_probabilities(num_steps, kind, epsilon).numpy():
+            count = int(numpy.float32(num_masked) * probability)
             num_masked -= count
             counts.append(count)
         return counts

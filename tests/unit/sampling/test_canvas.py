@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from memdlm.errors import UsageError
-from memdlm.sampling.canvas import prompt_canvas
+from memdlm.sampling.canvas import infill_canvas, prompt_canvas
 
 
 def test_shorter_prompts_are_padded_on_the_right_behind_their_slots():
@@ -22,6 +22,14 @@ def test_no_attention_mask_when_no_row_is_padded():
 def test_a_mask_token_in_a_prompt_is_no_slot():
     canvas = prompt_canvas([torch.tensor([1, 9, 2])], 1, 9, 8)
     assert canvas.slot_positions().tolist() == [[3]]
+
+
+def test_in_an_infill_canvas_the_mask_tokens_are_the_slots():
+    canvas = infill_canvas([torch.tensor([1, 9, 2, 9]), torch.tensor([9, 3])], 9, 8)
+    assert canvas.tokens.tolist() == [[1, 9, 2, 9], [9, 3, 8, 8]]
+    assert canvas.slots.tolist() == [[False, True, False, True], [True, False, False, False]]
+    assert canvas.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert canvas.lengths == (4, 2)
 
 
 @pytest.mark.parametrize(

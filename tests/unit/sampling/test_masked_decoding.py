@@ -92,6 +92,47 @@ def test_steps_that_commit_nothing_are_not_run(scripted_model):
     assert output.num_forwards == len(model.calls) == 2
 
 
+def test_a_threshold_commits_all_that_reach_it_and_at_least_one(scripted_model):
+    # Probabilities of a token with logit x over nine zeros: e^x / (e^x + 9).
+    model = scripted_model(by_column([0, 5.0, 1.0, 6.0, 2.0]))  # 0.943, 0.232, 0.978, 0.451
+    config = SamplingConfig(max_new_tokens=4, threshold=0.9)
+    output = decode(model, [torch.tensor([6])], config)
+    assert output.unmask_step.tolist() == [[-1, 0, 2, 0, 1]]
+    assert output.tokens_per_step == [[2, 1, 1]]
+    assert output.num_forwards == len(model.calls) == 3
+    both = SamplingConfig(max_new_tokens=4, threshold=0.9, num_unmasking_steps=2)
+    assert decode(model, [torch.tensor([6])], both).unmask_step.tolist() == [[-1, 0, 1, 0, 1]]
+    blocks = SamplingConfig(max_new_tokens=4, threshold=0.2, block_length=2)
+    assert decode(model, [torch.tensor([6])], blocks).unmask_step.tolist() == [[-1, 0, 0, 1, 1]]
+
+
+def test_a_short_last_block_gets_the_steps_of_a_whole_one(scripted_model):
+    model = scripted_model(by_column([0, 1.0, 2.0, 3.0, 4.0, 5.0]))
+    config = SamplingConfig(
+        max_new_tokens=5, block_length=3, num_unmasking_steps=4, uneven_blocks=True
+    )
+    output = decode(model, [torch.tensor([6])], config)
+    assert output.unmask_step.tolist() == [[-1, 1, 0, 0, 3, 2]]
+
+
+def test_sampling_stays_among_the_likely_tokens_and_the_mask_token_takes_no_place(scripted_model):
+    def script(input_ids, attention_mask):
+        logits = torch.zeros(*input_ids.shape, VOCABULARY)
+        logits[..., MASK], logits[..., 2], logits[..., 3] = 5.0, 2.0, 1.9
+        return logits
+
+    prompts = [torch.tensor([6])] * 20
+    said = {}
+    for name, settings in {"k": {"top_k": 2}, "p": {"top_p": 0.5}, "free": {}}.items():
+        config = SamplingConfig(max_new_tokens=8, temperature=1.0, **settings)
+        output = decode(scripted_model(script), prompts, config, draw=row_draws(range(20)))
+        said[name] = set(torch.cat(output.tokens).tolist())
+    assert said["k"] == said["p"] == {2, 3}
+    assert said["free"] > {2, 3}
+    one = SamplingConfig(max_new_tokens=8, temperature=1.0, top_k=1)
+    assert set(decode(scripted_model(script), prompts[:1], one).tokens[0].tolist()) == {2}
+
+
 def test_guidance_extrapolates_from_the_masked_prompt(scripted_model):
     def script(input_ids, attention_mask):
         logits = torch.zeros(1, 2, VOCABULARY)
@@ -232,6 +273,23 @@ def test_a_prompt_beyond_the_context_names_the_fix(mixing_model):
         )
     with pytest.raises(UsageError, match="context of 16; lower max_new_tokens"):
         decode(mixing_model, [torch.tensor([1])], SamplingConfig(max_new_tokens=16))
+
+
+def test_infilling_asks_for_a_mask_token_and_a_prompt_that_fits(mixing_model):
+    config = SamplingConfig(infill=True)
+    with pytest.raises(UsageError, match=r"prompt 1 holds no mask token \(id 9\)"):
+        decode(mixing_model, [torch.tensor([1, MASK]), torch.tensor([1, 2])], config)
+    with pytest.raises(
+        UsageError, match=r"17 tokens, which exceeds .* of 16; cut the prompt to 16"
+    ):
+        decode(mixing_model, [torch.full((17,), MASK)], config)
+    assert decode(mixing_model, [torch.full((16,), MASK)], config).canvas.shape == (1, 16)
+
+
+def test_logits_beyond_float_are_refused(scripted_model):
+    model = scripted_model(lambda ids, mask: torch.full((*ids.shape, VOCABULARY), math.inf))
+    with pytest.raises(NonFiniteError, match="inf"):
+        decode(model, [torch.tensor([6])], SamplingConfig(max_new_tokens=2))
 
 
 def test_a_full_context_still_decodes(mixing_model):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from memdlm.errors import ConfigError
-from memdlm.sampling.token_choice import choose_tokens, row_draws, suppress
+from memdlm.sampling.token_choice import choose_tokens, keep_likely, row_draws, suppress
 from memdlm.sampling.unmasking import UNMASKING_POLICIES, most_confident, transfer_schedule
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -60,6 +60,35 @@ def test_only_masked_slots_are_chosen_and_ties_go_left():
     chosen = most_confident(confidence, masked, 2)
     assert chosen.tolist() == [[False, True, True, False], [True, True, False, False]]
     assert most_confident(confidence, masked, 3)[1].tolist() == [True, True, False, False]
+
+
+def test_every_row_has_its_own_count():
+    confidence = torch.tensor([[0.1, 0.2, 0.3]] * 3)
+    masked = torch.tensor([[True] * 3, [True] * 3, [True, False, False]])
+    chosen = most_confident(confidence, masked, torch.tensor([2, 0, 3]))
+    assert chosen.tolist() == [[False, True, True], [False] * 3, [True, False, False]]
+
+
+def kept(probabilities, temperature=0.0, top_k=None, top_p=None):
+    logits = keep_likely(torch.tensor([[probabilities]]).log(), temperature, top_k, top_p)
+    return logits[0, 0].isfinite().tolist()
+
+
+def test_top_k_and_top_p_on_numbers_worked_by_hand():
+    probabilities = [0.1, 0.5, 0.15, 0.25]
+    assert kept(probabilities, top_k=2) == [False, True, False, True]
+    assert kept(probabilities, top_k=9) == [True] * 4
+    assert kept(probabilities, top_p=0.49) == [False, True, False, False]
+    assert kept(probabilities, top_p=0.51) == [False, True, False, True]
+    assert kept(probabilities, top_p=0.76) == [False, True, True, True]
+    assert kept(probabilities, top_p=1.0) == [True] * 4
+    assert kept(probabilities, top_p=1e-9) == [False, True, False, False]
+    # Of the two best, 2/3 and 1/3 of what is left, the first is enough.
+    assert kept(probabilities, top_k=2, top_p=0.6) == [False, True, False, False]
+    # Twice as hot, the best has 0.372 of it all and two are needed.
+    assert kept(probabilities, temperature=2.0, top_p=0.49) == [False, True, False, True]
+    # Ties with the last of the k stay.
+    assert kept([0.4, 0.2, 0.2, 0.2], top_k=2) == [True] * 4
 
 
 def test_greedy_choice_draws_nothing_and_never_takes_the_mask_token():
