@@ -61,7 +61,7 @@ def test_version_and_env(memdlm) -> None:
         (["train", "x.yaml", "--resum"], "No such option: --resum"),
         (["train", "x.yaml", "--resume", "--overwrite"], "exclude each other"),
         (["generate", "a prompt"], "Missing option '--model'"),
-        (["generate", "--model", "m", "--memory", "maybe", "p"], "--memory maybe: write on or off"),
+        (["generate", "--model", "m", "--memory", "maybe", "p"], "--memory maybe: write on, off"),
         (["generate", "--model", "m", "--file", "f", "p"], "give a prompt or --file, not both"),
         (["recipe", "no.such.key"], "no key contains 'no.such.key'"),
     ],

@@ -12,13 +12,15 @@ from typer.exceptions import TyperException
 import memdlm
 from memdlm.cli.failures import describe_failure
 
-# Command -> the module in memdlm.cli that holds a function of the same name. Such a module is
-# imported for every --help, so it imports torch and the like inside its function only.
+# Command -> the module in memdlm.cli that holds a function of the same name, or an application
+# with commands of its own. Such a module is imported for every --help, so it imports torch and the
+# like inside its functions only.
 COMMANDS: dict[str, str] = {
     "quickstart": "quickstart",
     "train": "train",
     "plan": "plan",
     "generate": "generate",
+    "memory": "memory",
     "recipe": "recipe_help",
     "env": "env",
 }
@@ -38,8 +40,11 @@ def build_app() -> typer.Typer:
     )
     app.callback()(_root)
     for name, module in COMMANDS.items():
-        function = getattr(importlib.import_module(f"memdlm.cli.{module}"), name)
-        app.command(name)(function)
+        entry = getattr(importlib.import_module(f"memdlm.cli.{module}"), name)
+        if isinstance(entry, typer.Typer):
+            app.add_typer(entry, name=name)
+        else:
+            app.command(name)(entry)
     return app
 
 

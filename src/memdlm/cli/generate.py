@@ -30,9 +30,9 @@ def generate(
         str | None,
         typer.Option(
             "--memory",
-            metavar="on|off",
-            help="Write a memory from each prompt. Default: as the run was trained; on without a "
-            "run folder.",
+            metavar="on|off|DIR",
+            help="Write a memory from each prompt, or answer all with the one kept in DIR (see "
+            "`memdlm memory`). Default: as the run was trained; on without a run folder.",
         ),
     ] = None,
     max_new_tokens: Annotated[
@@ -51,6 +51,10 @@ def generate(
     ] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of memory and sampling.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Prompts decoded together.")] = 8,
+    max_memory_bytes: Annotated[
+        int | None,
+        typer.Option(help="Most that the memories of one batch may take; batches shrink to it."),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Type of the weights: auto, float32, ...")] = "auto",
     quantization: Annotated[
         str | None,
@@ -68,8 +72,8 @@ def generate(
     from memdlm.cli.quiet import silence_libraries
     from memdlm.errors import UsageError
 
-    if memory not in (None, "on", "off"):
-        raise UsageError(f"--memory {memory}: write on or off")
+    if memory not in (None, "on", "off") and not Path(memory).is_dir():
+        raise UsageError(f"--memory {memory}: write on, off, or the folder of a kept memory")
     prompts = read_prompts(prompt, file)
     silence_libraries()
 
@@ -86,6 +90,7 @@ def generate(
             chat_template=chat_template,
             seed=seed,
             batch_size=batch_size,
+            max_memory_bytes=max_memory_bytes,
             dtype=dtype,
             quantization=quantization,
         ),
@@ -112,7 +117,21 @@ def read_prompts(prompt: str | None, file: Path | None) -> "list[str | list[Mess
         return _read_file(file)
     if sys.stdin.isatty():
         raise UsageError('there is no prompt: write memdlm generate --model PATH "your prompt"')
-    return [sys.stdin.read().strip("\n")]
+    return [_read_standard_input().strip("\n")]
+
+
+def _read_standard_input() -> str:
+    import sys
+
+    from memdlm.errors import DataError
+
+    try:
+        # Bytes, since what a text stream makes of bad ones depends on the locale.
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"standard input is not UTF-8 text (byte {error.start}): convert it first"
+        ) from error
 
 
 def _read_file(file: Path) -> "list[str | list[Message]]":

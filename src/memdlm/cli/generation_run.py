@@ -4,7 +4,9 @@ import json
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from memdlm.backbones.loading import default_device, load_model
 from memdlm.backbones.quantization import QuantizationConfig
@@ -18,7 +20,11 @@ from memdlm.errors import CheckpointError, UsageError
 from memdlm.inference import Generation
 from memdlm.inference import generate as answer
 from memdlm.memory.config import MemoryConfig
+from memdlm.memory.parametric_memory import ParametricMemory
 from memdlm.sampling.config import SamplingConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -51,34 +57,35 @@ class GenerationRequest:
     batch_size: int
     dtype: str
     quantization: str | None = None
+    max_memory_bytes: int | None = None
+
+    @property
+    def kept_memory(self) -> Path | None:
+        """Folder of the memory to answer with; None if memory is on, off or as trained."""
+        if self.memory is None or self.memory in ("on", "off"):
+            return None
+        return Path(self.memory)
 
 
 def run_generation(request: GenerationRequest, as_json: bool) -> None:
     """Answer the prompts of a request on standard output."""
-    if request.chat_template not in CHAT_TEMPLATE:
-        raise UsageError(f"--chat-template {request.chat_template}: write auto or never")
     run = RunFolder(Path(request.model).expanduser())
     config = generation_config(request, run)
-    source = str(trained_model(run)) if run.is_run else request.model
-    tokenizer = load_tokenizer(source)
-    model = load_model(
-        source,
-        dtype=request.dtype,
-        adapter=request.adapter,
-        device=default_device(),
-        tokenizer=tokenizer,
-        quantization=base_quantization(request, run),
-    )
+    model, tokenizer = load(request, run)
+    folder = request.kept_memory
+    kept = None if folder is None else ParametricMemory.from_pretrained(folder, model)
     answers = answer(
         model,
         tokenizer,
         request.prompts,
         config.sampling,
-        config.memory,
+        None if kept else config.memory,
+        memories=[kept] * len(request.prompts) if kept else None,
         objective=config.objective,
         seed=request.seed,
         chat_template=request.chat_template,
         batch_size=request.batch_size,
+        max_memory_bytes=request.max_memory_bytes,
     )
     for number, (prompt, given) in enumerate(zip(request.prompts, answers, strict=True), start=1):
         if given.memory == "dropped":
@@ -90,8 +97,25 @@ def run_generation(request: GenerationRequest, as_json: bool) -> None:
         print(_json_line(prompt, given) if as_json else given.text)
 
 
+def load(request: GenerationRequest, run: RunFolder) -> "tuple[nn.Module, PreTrainedTokenizerBase]":
+    """Load the model that a request names, and its tokenizer."""
+    source = str(trained_model(run)) if run.is_run else request.model
+    tokenizer = load_tokenizer(source)
+    model = load_model(
+        source,
+        dtype=request.dtype,
+        adapter=request.adapter,
+        device=default_device(),
+        tokenizer=tokenizer,
+        quantization=base_quantization(request, run),
+    )
+    return model, tokenizer
+
+
 def generation_config(request: GenerationRequest, run: RunFolder) -> GenerationConfig:
     """Return the settings of a request: a run's recipe first, then `--set`, then options."""
+    if request.chat_template not in CHAT_TEMPLATE:
+        raise UsageError(f"--chat-template {request.chat_template}: write auto or never")
     data: dict[str, Any] = {}
     if run.is_run:
         recorded = run.recorded_recipe()
@@ -101,7 +125,7 @@ def generation_config(request: GenerationRequest, run: RunFolder) -> GenerationC
     if request.max_new_tokens is not None:
         changed = replace(config.sampling, max_new_tokens=request.max_new_tokens)
         config = replace(config, sampling=changed)
-    if request.memory is not None:
+    if request.memory in ("on", "off"):
         memory = replace(config.memory, enabled=request.memory == "on")
         config = replace(config, memory=memory)
     return config
