@@ -8,7 +8,7 @@ projection of one expert. Knows names and shapes, not PEFT.
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 
 from torch import nn
 
@@ -105,22 +105,21 @@ class PlaceTable:
             if not found:
                 raise ConfigError(self._nothing_matches([targets]))
         else:
-            wanted = sorted(targets)
-            hits = {name: set(filter(_ending(name), self.places)) for name in wanted}
-            missed = [name for name, places in hits.items() if not places]
+            wanted = set(targets)
+            hits = {place: wanted & _ends_around(place) for place in self.places}
+            missed = sorted(wanted.difference(*hits.values()))
             if missed or not wanted:
                 raise ConfigError(self._nothing_matches(missed))
-            found = tuple(p for p in self.places if any(p in places for places in hits.values()))
+            found = tuple(place for place, names in hits.items() if names)
         return self.whole_stacks(found)
 
     def without(self, places: tuple[Place, ...], excluded: Targets) -> tuple[Place, ...]:
         """Return `places` less those that `excluded`, written like targets, means."""
         if isinstance(excluded, str):
-            tests = [_whole_name(excluded)]
-        else:
-            tests = [_ending(name) for name in excluded]
-        left = tuple(place for place in places if not any(test(place) for test in tests))
-        return self.whole_stacks(left)
+            is_meant = _whole_name(excluded)
+            return self.whole_stacks(tuple(place for place in places if not is_meant(place)))
+        names = set(excluded)
+        return self.whole_stacks(tuple(p for p in places if not names & _ends_around(p)))
 
     def whole_stacks(self, places: tuple[Place, ...]) -> tuple[Place, ...]:
         """Refuse places that hold only some experts of a stack; the factors are stacked too."""
@@ -207,17 +206,15 @@ def _ends(name: str) -> Iterator[str]:
         yield ".".join(parts[start:])
 
 
-def _ending(target: str) -> Callable[[Place], bool]:
-    """Return a test whether `target` ends a name of a place, or of a module that holds it."""
+def _ends_around(place: Place) -> frozenset[str]:
+    """Return every end of the names of a place and of the modules that hold it."""
+    return frozenset().union(*(_ends_from(name) for name in place.names))
 
-    @cache
-    def matches(name: str) -> bool:
-        if name == target or name.endswith(f".{target}"):
-            return True
-        around = name.rpartition(".")[0]
-        return bool(around) and matches(around)
 
-    return lambda place: any(matches(name) for name in place.names)
+@lru_cache(maxsize=4096)  # places share the modules that hold them
+def _ends_from(name: str) -> frozenset[str]:
+    around = name.rpartition(".")[0]
+    return frozenset(_ends(name)) | (_ends_from(around) if around else frozenset())
 
 
 def _whole_name(pattern: str) -> Callable[[Place], bool]:
