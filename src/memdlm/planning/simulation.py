@@ -8,6 +8,7 @@ and what is multiplied is read off the operations as they pass.
 
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -20,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from memdlm.errors import ConfigError
 from memdlm.memory.fast_weights import FastWeights
 from memdlm.planning.flops import operation_flops
+from memdlm.planning.gpu_kernels import GpuDropout, handle_all_at_once
 from memdlm.planning.grouped import grouped_mm_result
 from memdlm.planning.ledger import ACTIVATIONS, MemoryLedger
 from memdlm.planning.quantized import is_four_bit, store_weight
@@ -65,7 +67,12 @@ class StepFigures:
 
 
 def simulate_step(
-    model: nn.Module, adapter: frozenset[str], arguments: MemDLMConfig, plan: StepPlan
+    model: nn.Module,
+    adapter: frozenset[str],
+    arguments: MemDLMConfig,
+    plan: StepPlan,
+    *,
+    is_gpu: bool = True,
 ) -> StepFigures:
     """Run one optimizer step without data.
 
@@ -74,6 +81,7 @@ def simulate_step(
         adapter: Names of the parameters that belong to the adapter.
         arguments: Settings of the Trainer, with `use_cpu`.
         plan: One micro-batch, on the CPU.
+        is_gpu: Keep what the kernels of a GPU keep where they differ; see `gpu_kernels`.
 
     Raises:
         ConfigError: An optimizer or another setting that cannot run without data.
@@ -88,7 +96,9 @@ def simulate_step(
             _label_parameters(model, adapter, ledger)
         _enable_checkpointing(trainer)
         optimizer = _prepare_optimizer(trainer)
-        with mode:
+        if is_gpu:
+            handle_all_at_once(optimizer)
+        with mode, GpuDropout() if is_gpu else nullcontext():
             _take_first_step(trainer, optimizer, ledger)
             wrapped = trainer.accelerator.prepare_model(trainer.network, device_placement=False)
             with _Watch(ledger, _logit_shapes(plan, trainer)) as watch:
@@ -214,9 +224,6 @@ def _prepare_optimizer(trainer: _SimulatedTrainer) -> Any:
             optimizer = trainer.create_optimizer()
     except (ImportError, ValueError) as error:  # its package is not installed, ...
         raise ConfigError(f"training.optim: {' '.join(str(error).split())}") from error
-    for group in optimizer.param_groups:
-        if group.get("foreach", False) is None and not group.get("fused"):
-            group["foreach"] = True  # what torch chooses on CUDA, at the price of memory
     return trainer.accelerator.prepare_optimizer(optimizer, device_placement=False)
 
 

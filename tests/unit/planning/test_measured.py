@@ -60,12 +60,17 @@ def settings(folder: Path, has_memory: bool, checkpointing: bool, precision: str
 
 
 def simulate(
-    arguments: MemDLMConfig, family: str, is_lora: bool, precision: str, sizes: TinySizes = SIZES
+    arguments: MemDLMConfig,
+    family: str,
+    is_lora: bool,
+    precision: str,
+    sizes: TinySizes = SIZES,
+    is_gpu: bool = False,
 ) -> StepFigures:
     model, adapter = build(family, "meta", dtype_of(precision), is_lora, sizes)
     length = sizes.context_length
     step = worst_step(BATCH, length, length - 1, arguments.objective, arguments.memory)
-    return simulate_step(model, adapter, arguments, step)
+    return simulate_step(model, adapter, arguments, step, is_gpu=is_gpu)
 
 
 def measure(
@@ -178,7 +183,7 @@ def test_the_planned_peak_is_that_of_a_gpu(folder, family, is_lora):
         width=512, num_heads=8, mlp_width=1536, context_length=LENGTH * 4, expert_width=256
     )
     arguments = settings(folder, True, False, "bf16")
-    planned = simulate(arguments, family, is_lora, "bf16", sizes).peak_bytes
+    planned = simulate(arguments, family, is_lora, "bf16", sizes, is_gpu=True).peak_bytes
     arguments = settings(folder, True, False, "bf16", use_cpu=False)
     measured = measure(arguments, family, is_lora, "bf16", sizes, "cuda")
     print(f"planned {planned:,}, measured {measured:,} bytes: ratio {planned / measured:.4f}")

@@ -23,7 +23,7 @@ from memdlm.planning.worst_case import worst_step
 from memdlm.training.config import MemDLMConfig
 from memdlm.training.outer_step import OuterStep, StepPlan
 
-from .conftest import BATCH, LENGTH, VOCABULARY, arguments_for, build
+from .conftest import BATCH, LENGTH, SIZES, VOCABULARY, arguments_for, build
 
 MIB = 2**20
 
@@ -111,6 +111,32 @@ def test_accumulated_micro_batches_need_memory_once_and_flops_each_time(folder) 
     )
     assert often.flops == 4 * twice.flops == 8 * once.flops
     assert once.peak_bytes < twice.peak_bytes == often.peak_bytes
+
+
+def test_dropout_keeps_a_byte_a_value_on_a_gpu(folder) -> None:
+    def activations(is_gpu: bool) -> int:
+        model, adapter = build("llada", "meta", is_lora=True)
+        arguments = arguments_for(folder, has_memory=False)
+        plan = plan_for(arguments)
+        figures = simulate_step(model, adapter, arguments, plan, is_gpu=is_gpu)
+        return figures.peak["activations"]
+
+    # Of each layer: the inputs of q, k, v, o, gate and up, and the wider ones of down.
+    values = SIZES.num_layers * (6 * SIZES.width + SIZES.mlp_width) * BATCH * LENGTH
+    saved = activations(is_gpu=False) - activations(is_gpu=True)
+    assert saved == pytest.approx((4 - 1) * values, rel=0.1)  # the backward pass has begun
+
+
+def test_an_optimizer_that_handles_all_tensors_at_once_needs_room_for_it(folder) -> None:
+    arguments = arguments_for(folder, has_memory=False, optim="adamw_torch")
+    peaks = []
+    for is_gpu in (False, True):
+        model, adapter = build("llada", "meta")
+        plan = plan_for(arguments, length=8, response=1)
+        peaks.append(simulate_step(model, adapter, arguments, plan, is_gpu=is_gpu))
+    weights = peaks[0].peak["weights"]
+    assert peaks[0].peak_bytes < 4.5 * weights  # weights, gradients, two states
+    assert peaks[1].peak_bytes > 4.9 * weights  # and the square roots of one of them
 
 
 def test_the_plan_leaves_random_state_and_files_alone(folder) -> None:
