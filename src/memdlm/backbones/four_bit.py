@@ -79,11 +79,15 @@ def quantize(weights: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tens
         Pairs of weights [n / 2] uint8 and plain scales [n / BLOCK_SIZE] float32, both rounded up.
     """
     functional = bitsandbytes().functional
-    pieces = []
-    for piece in weights.reshape(-1).split(_SLICE):
-        packed, state = functional.quantize_4bit(piece, blocksize=BLOCK_SIZE, quant_type=kind)
-        pieces.append((packed.view(-1), state.absmax))
-    packed, scales = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+    flat = weights.reshape(-1)
+    # What stays is allocated before what goes, or it would keep the freed scratch from the system.
+    packed = flat.new_empty(-(-flat.numel() // 2), dtype=torch.uint8)
+    scales = flat.new_empty(-(-flat.numel() // BLOCK_SIZE), dtype=torch.float32)
+    for start in range(0, flat.numel(), _SLICE):
+        piece = flat[start : start + _SLICE]
+        pairs, state = functional.quantize_4bit(piece, blocksize=BLOCK_SIZE, quant_type=kind)
+        packed[start // 2 :][: pairs.numel()] = pairs.view(-1)
+        scales[start // BLOCK_SIZE :][: state.absmax.numel()] = state.absmax
     return packed, scales
 
 

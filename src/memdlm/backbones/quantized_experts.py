@@ -80,16 +80,19 @@ class StackLayout:
 
     def pack(self, matrices: Iterable[torch.Tensor]) -> tuple[torch.Tensor, Scales]:
         """Store the experts' matrices [out, in], one at a time and in order."""
-        packed, scales = [], []
-        for matrix in matrices:
+        packed = scales = torch.empty(0)
+        for expert, matrix in enumerate(matrices):
+            if expert == 0:
+                with matrix.device:
+                    packed = self.empty()[0]
+                    scales = torch.empty(*packed.shape[:2], self.run // BLOCK_SIZE)
             runs = matrix.reshape(self.num_pieces, -1)
             runs = nn.functional.pad(runs, (0, self.run - runs.shape[1]))
             pairs, plain = quantize(runs, self.kind)
-            packed.append(pairs.view(self.num_pieces, -1))
-            scales.append(plain.view(self.num_pieces, -1))
-        values = torch.stack(scales, dim=1).flatten()
-        stored = Scales.doubled(values) if self.double else Scales(values)
-        return torch.stack(packed, dim=1), stored
+            packed[:, expert] = pairs.view(self.num_pieces, -1)
+            scales[:, expert] = plain.view(self.num_pieces, -1)
+        values = scales.flatten()
+        return packed, Scales.doubled(values) if self.double else Scales(values)
 
     def piece(self, packed: torch.Tensor, plain: torch.Tensor, index: int) -> torch.Tensor:
         """Return the dequantised piece `index` [E, o, in]; `plain` are all plain scales."""
