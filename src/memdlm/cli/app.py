@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "plan": "plan",
     "generate": "generate",
     "memory": "memory",
+    "merge": "merge",
     "recipe": "recipe_help",
     "env": "env",
 }
