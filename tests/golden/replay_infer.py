@@ -4,6 +4,8 @@ The golden states are handed to the library as a trajectory, as in `replay_inner
 losses, gradients, clipping, SGD and both decodes are the library's.
 """
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +149,21 @@ def _decode(model: nn.Module, case: Case) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the last canvas [1, T] and the history [S+1, 1, T] of one decode."""
     num_new, prompt = case.meta["new_tokens"], case.tensors["prompt"]
     config = SamplingConfig(max_new_tokens=num_new, stop_at_eos=False)
-    if case.meta["sampler"].startswith("block diffusion, block 8, 8 steps per block"):
-        config = SamplingConfig(
-            max_new_tokens=num_new, stop_at_eos=False, decoder="block", block_length=8
+    block = re.fullmatch(
+        r"block diffusion, block (\d+), (\d+) steps per block, threshold ([\d.]+), no editing",
+        case.meta["sampler"],
+    )
+    if block is not None:
+        length, steps = int(block[1]), int(block[2])
+        config = replace(
+            config,
+            decoder="block",
+            block_length=length,
+            num_unmasking_steps=steps * -(-num_new // length),
+            threshold=float(block[3]),
         )
-    canvases = []
+    canvases: list[torch.Tensor] = []
     output = decode(model, [prompt], config, on_step=lambda step: canvases.append(step.canvas))
-    start = output.canvas.masked_fill(output.unmask_step >= 0, case.meta["mask_token_id"])
+    start = torch.full_like(canvases[0], case.meta["mask_token_id"])
+    start[0, : len(prompt)] = prompt
     return output.canvas, torch.stack([start, *canvases])

@@ -62,8 +62,8 @@ def show_memory(folder: Path, as_json: bool) -> str:
         hashes = ", ".join(prompt["sha256"][:12] for prompt in row["prompts"])
         dropped = "; dropped: no effect" * row["is_dropped"]
         lines += [
-            f"row {number}       {row['num_tokens']:,} tokens in {_chunks(row['num_chunks'])}, seed "
-            f"{row['seed']}, prompt {hashes}{dropped}",
+            f"row {number}       {row['num_tokens']:,} tokens in {_chunks(row['num_chunks'])}, "
+            f"seed {row['seed']}, prompt {hashes}{dropped}",
             f"  norm      {row['norm']:.4g}",
         ]
         lines += [line for layer in row["layers"] for line in _layer_lines(layer)]
