@@ -49,7 +49,7 @@ def add_lora(model: nn.Module, config: Any, adapter_name: str = "default") -> "A
         return AdaptedModel(model, config, adapter_name)
 
 
-def with_adapter(model: DiffusionMaskedLM, adapter: str) -> "PeftModel":
+def with_adapter(model: DiffusionMaskedLM, adapter: str | Path) -> "PeftModel":
     """Put the adapter in folder or hub name `adapter` on `model`, frozen.
 
     One with PEFT's `target_parameters`, as an exported memory is (`memdlm.memory.export`), stays a
@@ -63,6 +63,7 @@ def with_adapter(model: DiffusionMaskedLM, adapter: str) -> "PeftModel":
 
     from memdlm.backbones.adapted_model import AdaptedModel
 
+    adapter = str(adapter)
     check_exists(adapter)
     if Path(adapter).is_dir() and not (Path(adapter) / "adapter_config.json").is_file():
         raise CheckpointError(

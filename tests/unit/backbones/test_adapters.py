@@ -17,6 +17,7 @@ from memdlm.backbones.adapter_places import find_places
 from memdlm.backbones.adapters import add_lora, with_adapter
 from memdlm.backbones.expert_lora import ExpertLora
 from memdlm.backbones.experts import Experts
+from memdlm.backbones.llada2 import LLaDA2Config, LLaDA2ForMaskedLM
 from memdlm.backbones.loading import load_model
 from memdlm.errors import CheckpointError, ConfigError, UsageError
 
@@ -341,6 +342,20 @@ def test_an_adapter_can_be_off_merged_unmerged_and_deleted(family, build_model):
     torch.testing.assert_close(merged(IDS).logits, expected)
 
 
+def test_merging_into_four_bits_is_refused_and_changes_nothing(build_model, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    build_model("llada_moe").save_pretrained(tmp_path)
+    adapted = drawn(load_model(tmp_path, quantization="nf4"))
+    expected = adapted(IDS).logits
+    for merge in (adapted.merge_and_unload, adapted.merge_adapter):
+        with pytest.raises(ConfigError, match="the base weights are quantised"):
+            merge()
+    stack = next(module for module in adapted.modules() if isinstance(module, ExpertLora))
+    with pytest.raises(ConfigError, match="the experts are quantised"):
+        stack.merge()
+    assert torch.equal(adapted(IDS).logits, expected)
+
+
 def test_two_adapters_live_side_by_side(build_model, tmp_path):
     adapted = drawn(build_model("llada_moe"), targets=["experts.up_proj", "q_proj"])
     first = adapted(IDS).logits
@@ -429,6 +444,16 @@ def test_a_stack_is_a_few_tensors_and_never_a_changed_weight(build_model):
         assert shapes["lora_B.default.down_proj"] == (6, 32, 2)
         assert len(shapes) == 2 * len(Experts.projections)
     assert len(adapted.state_dict()) < 150
+
+
+def test_the_published_shape_of_llada2_mini_stays_a_few_hundred_tensors():
+    with torch.device("meta"):
+        model = LLaDA2ForMaskedLM(LLaDA2Config())
+    adapted = add_lora(model, lora(r=32))
+    assert len(adapted.adapted_places("default")) == 14_692
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    assert len(trained) == 314
+    assert 1.20e9 < sum(parameter.numel() for parameter in trained) < 1.21e9
 
 
 @pytest.mark.slow

@@ -54,6 +54,35 @@ def test_resume_equals_the_uninterrupted_run(stop, peft_config, tmp_path, build_
     resume_and_compare(tmp_path, build, train, stop, stop + 3, peft_config=peft_config)
 
 
+@pytest.mark.parametrize("family", ["llada_moe", "llada2"])
+def test_resume_with_a_memory_and_an_adapter_on_experts(family, tmp_path, build_model, train, rows):
+    def build(seed=0):
+        return build_model(family, attention_dropout=0.1)
+
+    lora = LoraConfig(r=3, lora_dropout=0.2, target_modules="all-linear")
+    whole = resume_and_compare(
+        tmp_path,
+        build,
+        train,
+        2,
+        6,
+        peft_config=lora,
+        memory=MemoryConfig(**SMALL),
+        gradient_checkpointing=True,
+        eval_dataset=rows,
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+    )
+    best = with_adapter(build_model(family), whole.state.best_model_checkpoint).state_dict()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, best[name]), name
+    last = with_adapter(build_model(family), Path(whole.args.output_dir) / "checkpoint-6")
+    assert any(not torch.equal(value, best[name]) for name, value in last.state_dict().items()) == (
+        not whole.state.best_model_checkpoint.endswith("-6")
+    )
+
+
 @pytest.mark.parametrize("strategy", ["random", "sequential"])
 def test_resume_with_another_row_order(strategy, tmp_path, build_model, train):
     def build(seed=0):
@@ -140,7 +169,7 @@ def test_an_adapter_checkpoint_has_the_published_keys_and_no_memory(
         linear = {name for name in linear if not name.endswith(".mlp.gate")}
     factors = ("lora_A.weight", "lora_B.weight")
     assert saved.keys() == {f"base_model.model.{name}.{end}" for name in linear for end in factors}
-    again = with_adapter(build_model(family), str(checkpoint)).eval()
+    again = with_adapter(build_model(family), checkpoint).eval()
     ids = torch.arange(8)[None]
     assert torch.equal(again(ids).logits, trainer.model.eval()(ids).logits)
 
