@@ -11,6 +11,7 @@ from torch import nn
 from memdlm.backbones.loading import default_device, load_model
 from memdlm.backbones.quantization import QuantizationConfig
 from memdlm.backbones.tokenizers import load_tokenizer
+from memdlm.cli.quiet import say_what_is_quantized
 from memdlm.cli.run_folder import RunFolder
 from memdlm.cli.settings import apply_overrides, build
 from memdlm.data.config import CHAT_TEMPLATE
@@ -109,6 +110,7 @@ def load(request: GenerationRequest, run: RunFolder) -> "tuple[nn.Module, PreTra
         tokenizer=tokenizer,
         quantization=base_quantization(request, run),
     )
+    say_what_is_quantized(model)
     return model, tokenizer
 
 

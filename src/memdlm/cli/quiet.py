@@ -2,7 +2,9 @@
 
 import logging
 import os
+import sys
 import warnings
+from typing import Any
 
 
 def silence_libraries() -> None:
@@ -21,5 +23,14 @@ def silence_libraries() -> None:
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     # bitsandbytes warns of an optional CPU kernel; what it cannot do at all is an error of ours.
-    for name in ("accelerate", "peft", "huggingface_hub", "torch", "bitsandbytes"):
+    # What memdlm logs for Python callers, a command says itself.
+    for name in ("accelerate", "peft", "huggingface_hub", "torch", "bitsandbytes", "memdlm"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def say_what_is_quantized(model: Any) -> None:
+    """Tell on standard error, even a quiet command's, which weights of `model` are 4-bit."""
+    from memdlm.backbones.quantization import is_quantized, report
+
+    if is_quantized(model):
+        print(f"memdlm: {report(model).line()}", file=sys.stderr)

@@ -21,6 +21,7 @@ from memdlm.backbones.loading import default_device, load_model
 from memdlm.backbones.tiny import build_tiny
 from memdlm.backbones.tokenizers import load_tokenizer
 from memdlm.cli.progress import MetricsFile, TrainingProgress
+from memdlm.cli.quiet import say_what_is_quantized
 from memdlm.cli.recipe import Recipe, RecipeData, TinyConfig, differences, resolved
 from memdlm.cli.run_folder import BASE, CHECKPOINTS, METRICS, RECIPE, VERSIONS, RunFolder
 from memdlm.cli.settings import to_yaml
@@ -210,7 +211,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Any:
     if recipe.tiny is not None:
         return build_tiny(recipe.tiny.family, tokenizer, recipe.seed, recipe.tiny.sizes)
     assert recipe.model is not None
-    return load_model(
+    model = load_model(
         recipe.model,
         dtype=recipe.dtype,
         # A 4-bit model is made where it is trained: quantising elsewhere is slower, on a CPU much.
@@ -218,6 +219,8 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Any:
         tokenizer=tokenizer,
         quantization=recipe.quantization,
     )
+    say_what_is_quantized(model)
+    return model
 
 
 def add_adapter(model: Any, recipe: Recipe, base: Path) -> nn.Module:
