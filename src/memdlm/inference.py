@@ -7,9 +7,10 @@ turns batch by batch, since a memory is attached to the model itself. To serve m
 once, put them into one batch; each row has its own memory.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,10 +26,50 @@ from memdlm.memory.exclusive import exclusive
 from memdlm.memory.parametric_memory import ParametricMemory, unwrap
 from memdlm.sampling.canvas import prompt_canvas
 from memdlm.sampling.config import SamplingConfig
-from memdlm.sampling.masked_decoding import decode
+from memdlm.sampling.masked_decoding import DecodeOutput, DecodeStep, decode
+from memdlm.sampling.streaming import decode_stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class BatchCost:
+    """What a batch took; its prompts share it.
+
+    Attributes:
+        num_prompts: Prompts decoded together.
+        num_new_tokens: Tokens of all their answers.
+        num_forwards: Calls of the model while decoding.
+        memory_seconds: Wall time of writing or laying out their memories.
+        decode_seconds: Wall time of decoding, that of `on_update` included.
+    """
+
+    num_prompts: int
+    num_new_tokens: int
+    num_forwards: int
+    memory_seconds: float
+    decode_seconds: float
+
+
+@dataclass(frozen=True)
+class GenerationUpdate:
+    """What one denoising step did to the batch that is being decoded.
+
+    Attributes:
+        rows: Places of the batch's prompts among all prompts.
+        answer_starts: Per row the column of the canvas where its answer starts.
+        step: The step, with the canvas after it.
+        new_tokens: Per row the ids that became final, in order; those of all updates are the
+            answer's `token_ids`. A character may span several of them.
+        finished: Per row whether nothing more will come.
+    """
+
+    rows: range
+    answer_starts: tuple[int, ...]
+    step: DecodeStep
+    new_tokens: list[list[int]]
+    finished: list[bool]
 
 
 @dataclass(frozen=True)
@@ -42,12 +83,16 @@ class Generation:
         num_prompt_tokens: Length of the encoded prompt.
         memory: `off`, `written`, `kept` (one given in `memories`), or `dropped` where the inner
             loop met inf or nan, so that the answer is that of the model alone.
+        tokens_per_step: How many slots each denoising step of this row filled.
+        batch: What it took, together with the prompts it was decoded with.
     """
 
     text: str
     token_ids: tuple[int, ...]
     num_prompt_tokens: int
     memory: str
+    tokens_per_step: tuple[int, ...]
+    batch: BatchCost = field(compare=False)
 
 
 def generate(
@@ -63,6 +108,7 @@ def generate(
     chat_template: str = "auto",
     batch_size: int = 8,
     max_memory_bytes: int | None = None,
+    on_update: Callable[[GenerationUpdate], None] | None = None,
 ) -> list[Generation]:
     """Answer every prompt; an answer does not depend on the other prompts or on the batch size.
 
@@ -82,6 +128,8 @@ def generate(
         batch_size: Prompts decoded together.
         max_memory_bytes: Most that fast weights and inner gradients of one batch may take (see
             `memdlm.memory.budget`); batches get smaller to keep to it. None for no limit.
+        on_update: Called after every denoising step, for streams and traces. What it raises ends
+            the call; the memory is erased all the same.
 
     Returns:
         One `Generation` per prompt, in order.
@@ -108,7 +156,7 @@ def generate(
     answers: list[Generation] = []
     for start in range(0, len(encoded), batch_size):
         rows = range(start, min(start + batch_size, len(encoded)))
-        answers += _answer(model, tokenizer, encoded, rows, sampling, sources)
+        answers += _answer(model, tokenizer, encoded, rows, sampling, sources, on_update)
     return answers
 
 
@@ -228,6 +276,7 @@ def _answer(
     rows: range,
     sampling: SamplingConfig,
     sources: _MemorySources,
+    on_update: Callable[[GenerationUpdate], None] | None,
 ) -> list[Generation]:
     """Write, decode and erase for one batch: the prompts `rows` of `encoded`, [L_i] each."""
     prompts = [encoded[row] for row in rows]
@@ -235,21 +284,66 @@ def _answer(
     # Another thread's forward would see this batch's memory, and ours that thread's.
     with exclusive(unwrap(model)):
         try:
+            start = _now(model)
             memory, states = sources.provide(prompts, rows)
+            written = _now(model)
             with nullcontext() if memory is None else memory.attached():
-                output = decode(model, prompts, sampling)
+                if on_update is None:
+                    output = decode(model, prompts, sampling)
+                else:
+                    output = _decode_watched(model, prompts, sampling, rows, on_update)
+            decoded = _now(model)
         finally:
             if memory is not None:
                 memory.erase()
+    num_new_tokens = sum(len(tokens) for tokens in output.tokens)
+    cost = BatchCost(
+        len(rows), num_new_tokens, output.num_forwards, written - start, decoded - written
+    )
+    answers = zip(prompts, output.tokens, states, output.tokens_per_step, strict=True)
     return [
         Generation(
             text=str(tokenizer.decode(tokens, skip_special_tokens=True)),
             token_ids=tuple(tokens.tolist()),
             num_prompt_tokens=len(prompt),
             memory=state,
+            tokens_per_step=tuple(filled),
+            batch=cost,
         )
-        for prompt, tokens, state in zip(prompts, output.tokens, states, strict=True)
+        for prompt, tokens, state, filled in answers
     ]
+
+
+def _decode_watched(
+    model: nn.Module,
+    prompts: list[torch.Tensor],
+    sampling: SamplingConfig,
+    rows: range,
+    on_update: Callable[[GenerationUpdate], None],
+) -> DecodeOutput:
+    """Decode, telling of every step."""
+    starts = tuple(0 if sampling.infill else len(prompt) for prompt in prompts)
+    stream = decode_stream(model, prompts, sampling)
+    try:
+        while True:
+            try:
+                update = next(stream)
+            except StopIteration as end:
+                output: DecodeOutput = end.value
+                return output
+            on_update(
+                GenerationUpdate(rows, starts, update.step, update.new_tokens, update.finished)
+            )
+    finally:
+        stream.close()
+
+
+def _now(model: nn.Module) -> float:
+    """Return the time in seconds when what was asked of the model's device is done."""
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _write(

@@ -1,5 +1,8 @@
 """Inference: an answer is what its prompt gives alone, with its own memory, and leaves no trace."""
 
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -9,8 +12,10 @@ from memdlm.backbones.tiny import TinySizes, build_tiny
 from memdlm.data.tokenizer import build_word_tokenizer
 from memdlm.errors import ConfigError, DataError, UsageError
 from memdlm.inference import generate
+from memdlm.memory.budget import COPIES_WHILE_WRITING, memory_bytes
 from memdlm.memory.config import MemoryConfig
 from memdlm.memory.parametric_memory import ParametricMemory
+from memdlm.memory.placement import place
 from memdlm.sampling.config import SamplingConfig
 
 TEXT = "ada keeps the red key in a box near the old mill and bo keeps a blue one there"
@@ -144,3 +149,164 @@ def test_a_scope_without_modules_and_an_empty_batch_are_refused(model, tokenizer
     with pytest.raises(ConfigError, match="batch_size: 0"):
         generate(model, tokenizer, PROMPTS, SAMPLING, batch_size=0)
     assert generate(model, tokenizer, [], SAMPLING) == []
+
+
+def kept_memories(model, tokenizer, prompts, **changes):
+    """Return one memory per prompt, as `generate` writes them."""
+    memories = []
+    for prompt in prompts:
+        memory = ParametricMemory(model, replace(MEMORY, **changes))
+        memory.write(tokenizer(prompt, return_tensors="pt")["input_ids"])
+        memories.append(memory)
+    return memories
+
+
+def test_kept_memories_answer_as_those_written_from_the_prompt(model, tokenizer) -> None:
+    expected = generate(model, tokenizer, PROMPTS, SAMPLING, MEMORY)
+    memories = kept_memories(model, tokenizer, PROMPTS)
+    given = generate(model, tokenizer, PROMPTS, SAMPLING, memories=memories, batch_size=3)
+    assert [a.token_ids for a in given] == [a.token_ids for a in expected]
+    assert {a.memory for a in given} == {"kept"}
+    assert all(memory.is_written for memory in memories)  # not erased: they are the caller's
+    some = generate(model, tokenizer, PROMPTS, SAMPLING, memories=[None, memories[1], None, None])
+    plain = generate(model, tokenizer, PROMPTS, SAMPLING)
+    assert some[1] == given[1]
+    assert [some[0], *some[2:]] == [plain[0], *plain[2:]]
+
+
+def test_a_seed_per_prompt_decides_that_prompts_memory(model, tokenizer) -> None:
+    seeds = [3, 0, 3, 1]
+    together = generate(model, tokenizer, PROMPTS, SAMPLING, MEMORY, seed=seeds)
+    for prompt, seed, answer in zip(PROMPTS, seeds, together, strict=True):
+        assert generate(model, tokenizer, [prompt], SAMPLING, MEMORY, seed=seed) == [answer]
+
+
+def test_batches_keep_to_the_budget(model, tokenizer, monkeypatch) -> None:
+    expected = generate(model, tokenizer, PROMPTS, SAMPLING, MEMORY)
+    one = memory_bytes(place(model.model, MEMORY), MEMORY)
+    budget = COPIES_WHILE_WRITING * one * 5 // 2  # room for two
+    most = []
+    write = ParametricMemory.write
+
+    def watch(self, *args, **kwargs):
+        stats = write(self, *args, **kwargs)
+        most.append(COPIES_WHILE_WRITING * self.num_bytes)
+        return stats
+
+    monkeypatch.setattr(ParametricMemory, "write", watch)
+    options = {"max_memory_bytes": budget}
+    assert generate(model, tokenizer, PROMPTS, SAMPLING, MEMORY, **options) == expected
+    assert len(most) == 2 and max(most) <= budget
+    with pytest.raises(ConfigError, match="max_memory_bytes: one memory needs"):
+        generate(model, tokenizer, PROMPTS, SAMPLING, MEMORY, max_memory_bytes=one)
+    assert generate(model, tokenizer, PROMPTS, SAMPLING, max_memory_bytes=1)[0].memory == "off"
+
+
+def test_memories_that_do_not_fit_are_refused_before_any_prompt_is_decoded(
+    model, tokenizer, monkeypatch
+) -> None:
+    monkeypatch.setattr("memdlm.inference.decode", None)
+    first, second = kept_memories(model, tokenizer, PROMPTS[:2])
+    (other,) = kept_memories(model, tokenizer, PROMPTS[:1], rank=3)
+    pair = ParametricMemory.stack([first, second])
+    empty = ParametricMemory(model, MEMORY)
+    for memories, message in (
+        ([first], "memories: 1 for 2 prompts"),
+        ([first, other], "memories of one batch must have one rank"),
+        ([first, pair], "memory 2 has 2 rows; give one with a single row"),
+        ([first, empty], "memory 2 has 0 rows"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            generate(model, tokenizer, PROMPTS[:2], SAMPLING, memories=memories)
+    with pytest.raises(UsageError, match="or memories to use, not both"):
+        generate(model, tokenizer, PROMPTS[:1], SAMPLING, MEMORY, memories=[first])
+    with pytest.raises(UsageError, match="seed: 2 for 1 prompts"):
+        generate(model, tokenizer, PROMPTS[:1], SAMPLING, MEMORY, seed=[1, 2])
+    alien = build_tiny("llada", tokenizer, sizes=TinySizes(width=16, num_layers=2))
+    with pytest.raises(UsageError, match="memory 1 belongs to another model"):
+        generate(alien, tokenizer, PROMPTS[:1], SAMPLING, memories=[first])
+
+
+def test_a_hundred_requests_in_random_batches_see_only_their_own(model, tokenizer) -> None:
+    """No answer and no memory depends on what else is in a batch, and no weight changes."""
+    order = random.Random(0)
+    prompts = [" ".join(order.choices(WORDS, k=order.randint(2, 16))) for _ in range(100)]
+    # Half answer from memories of other texts, kept or none; half write their own.
+    documents = [" ".join(order.choices(WORDS, k=order.randint(2, 30))) for _ in range(50)]
+    memories = [
+        None if i % 5 == 0 else m for i, m in enumerate(kept_memories(model, tokenizer, documents))
+    ]
+    sampling = replace(SAMPLING, max_new_tokens=4, stop_at_eos=False)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = [m and {n: t.clone() for n, t in m.fast_weights.tensors.items()} for m in memories]
+    written = [generate(model, tokenizer, [p], sampling, MEMORY)[0] for p in prompts[:50]]
+    kept = [
+        generate(model, tokenizer, [p], sampling, memories=[m])[0]
+        for p, m in zip(prompts[50:], memories, strict=True)
+    ]
+    for size in (7, 32):
+        shuffled = order.sample(range(50), 50)
+        some = [prompts[i] for i in shuffled]
+        given = generate(model, tokenizer, some, sampling, MEMORY, batch_size=size)
+        assert given == [written[i] for i in shuffled]
+        some, theirs = [prompts[50 + i] for i in shuffled], [memories[i] for i in shuffled]
+        given = generate(model, tokenizer, some, sampling, memories=theirs, batch_size=size)
+        assert given == [kept[i] for i in shuffled]
+    assert len({answer.token_ids for answer in written + kept}) > 20
+    for memory, tensors in zip(memories, before, strict=True):
+        if memory is not None:
+            for name, tensor in memory.fast_weights.tensors.items():
+                assert torch.equal(tensor, tensors[name])
+    assert all(torch.equal(weights[name], t) for name, t in model.state_dict().items())
+
+
+def test_threads_that_share_a_model_get_the_answers_they_get_alone(model, tokenizer) -> None:
+    configs = [None, MEMORY, replace(MEMORY, learning_rate=2.0), None, MEMORY, MEMORY]
+    expected = [
+        generate(model, tokenizer, PROMPTS, SAMPLING, c, seed=i) for i, c in enumerate(configs)
+    ]
+    assert len({tuple(a.token_ids for a in answers) for answers in expected}) > 2
+    start = threading.Barrier(len(configs))
+
+    def run(number: int):
+        start.wait()
+        return generate(
+            model, tokenizer, PROMPTS, SAMPLING, configs[number], seed=number, batch_size=2
+        )
+
+    with ThreadPoolExecutor(len(configs)) as pool:
+        given = list(pool.map(run, range(len(configs))))
+    assert given == expected
+
+
+def test_every_step_is_told_and_costs_are_counted(model, tokenizer) -> None:
+    sampling = replace(SAMPLING, stop_at_eos=False, num_unmasking_steps=4)
+    streamed: list[list[int]] = [[] for _ in PROMPTS]
+    seen = []
+
+    def on_update(update) -> None:
+        seen.append((update.rows, update.step.index))
+        for row, tokens in zip(update.rows, update.new_tokens, strict=True):
+            streamed[row] += tokens
+        assert update.answer_starts == tuple(len(PROMPTS[row].split()) for row in update.rows)
+
+    told = generate(model, tokenizer, PROMPTS, sampling, MEMORY, batch_size=3, on_update=on_update)
+    assert told == generate(model, tokenizer, PROMPTS, sampling, MEMORY)
+    assert streamed == [list(answer.token_ids) for answer in told]
+    assert seen == [(rows, i) for rows in (range(3), range(3, 4)) for i in range(4)]
+    assert [a.tokens_per_step for a in told] == [(2, 2, 2, 2)] * 4
+    assert [a.batch.num_prompts for a in told] == [3, 3, 3, 1]
+    assert [a.batch.num_new_tokens for a in told] == [24, 24, 24, 8]
+    assert {a.batch.num_forwards for a in told} == {4}
+    assert all(a.batch.memory_seconds > 0 and a.batch.decode_seconds > 0 for a in told)
+
+
+def test_stopping_within_a_step_forgets_the_memory_and_frees_the_model(model, tokenizer) -> None:
+    expected = generate(model, tokenizer, PROMPTS, SAMPLING)
+
+    def stop(update) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(model, tokenizer, PROMPTS, SAMPLING, MEMORY, on_update=stop)
+    assert generate(model, tokenizer, PROMPTS, SAMPLING) == expected
