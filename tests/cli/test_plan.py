@@ -1,6 +1,7 @@
 """`memdlm plan`: what a recipe needs, from its settings and config.json alone."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from memdlm.backbones.tiny import TinySizes, build_tiny
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 MIB = 2**20
+HAS_BITSANDBYTES = find_spec("bitsandbytes") is not None
 
 
 @pytest.fixture
@@ -120,17 +122,29 @@ def test_what_does_not_fit_ends_with_1_and_says_what_would(memdlm, recipe_of_sha
     ]
     assert smaller["peak"] < figures["memory"]["peak"]
     assert ("adapter.kind=lora",) in remedies
-    assert len(remedies) == 3
+    assert len(remedies) == 3 + HAS_BITSANDBYTES
 
 
 def test_when_nothing_fits_alone_all_changes_are_tried_together(memdlm, recipe_of_shape) -> None:
     result = memdlm("plan", recipe_of_shape, "--gpu", "1.001")
     assert result.code == 1
     assert "1.001 GiB: does not fit in 1.0 GiB" in result.out
-    *alone, together = result.out.splitlines()[-4:]
-    assert [line.count("--set") for line in alone] == [1, 2, 1]
-    assert together.count("--set") == 4
+    *alone, together = result.out.splitlines()[-4 - HAS_BITSANDBYTES :]
+    assert [line.count("--set") for line in alone] == [1, 2, 1, 2][: 3 + HAS_BITSANDBYTES]
+    assert together.count("--set") == 4 + HAS_BITSANDBYTES
     assert all(line.startswith("  does not fit, peak 0.0") for line in (*alone, together))
+
+
+@pytest.mark.skipif(not HAS_BITSANDBYTES, reason="needs bitsandbytes")
+def test_four_bits_shrink_the_weights_but_not_their_number(memdlm, recipe_of_shape) -> None:
+    lora = ["--set", "adapter.kind=lora", "--set", "adapter.rank=2"]
+    plain = planned(memdlm, recipe_of_shape, *lora)
+    small = planned(memdlm, recipe_of_shape, *lora, "--set", "quantization.kind=nf4")
+    assert (plain["quantization"], small["quantization"]) == ("none", "nf4")
+    assert small["parameters"] == plain["parameters"]
+    weights = [figures["memory"]["parts_at_peak"]["weights"] for figures in (small, plain)]
+    tables = 2 * 2 * 2000 * 64  # embeddings and head stay bfloat16
+    assert weights[0] - tables < 0.3 * (weights[1] - tables)
 
 
 @pytest.mark.parametrize("name", ["llada_8b_lora", "llada_moe_lora"])

@@ -5,6 +5,7 @@ Needs no weights and, unless the recipe builds a tiny network for its own words,
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -94,7 +95,8 @@ def remedies(
         some_fit = some_fit or remedy.fits
         yield remedy
     if not some_fit and len(changes) > 1:
-        yield _try(path, assignments, tuple(s for change in changes for s in change), gpu, response)
+        together = dict.fromkeys(assignment for change in changes for assignment in change)
+        yield _try(path, assignments, tuple(together), gpu, response)
 
 
 def _changes(recipe: Recipe) -> list[tuple[str, ...]]:
@@ -116,7 +118,8 @@ def _changes(recipe: Recipe) -> list[tuple[str, ...]]:
     if not is_lora:
         changes.append(("adapter.kind=lora",))
     is_bfloat16 = recipe.dtype in ("auto", "bfloat16") and not training.get("fp16")
-    if recipe.tiny is None and is_bfloat16 and not recipe.quantization.is_on:
+    can_quantize = recipe.tiny is None and is_bfloat16 and find_spec("bitsandbytes") is not None
+    if can_quantize and not recipe.quantization.is_on:
         adapter = () if is_lora else ("adapter.kind=lora",)
         changes.append((*adapter, "quantization.kind=nf4"))
     return changes

@@ -5,30 +5,25 @@ For a LoRA on every linear layer that is gibibytes. Optimizers of torch that are
 all tensors at once on CUDA, and one by one on the CPU.
 """
 
-from typing import Any
-
 import torch
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
 
-class GpuDropout(TorchFunctionMode):
-    """Runs dropout in train mode as CUDA's fused kernel does."""
+class GpuDropout(nn.Dropout):
+    """`nn.Dropout` that keeps what CUDA's fused kernel keeps."""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func is F.dropout:
-            return _dropout(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Drop values of `input`, of any shape."""
+        if not self.training or not 0 < self.p < 1 or self.inplace:
+            return super().forward(input)
+        return torch.native_dropout(input, self.p, True)[0]
 
 
-def _dropout(
-    input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
-) -> torch.Tensor:
-    if not training or not 0 < p < 1 or inplace:
-        return F.dropout(input, p, training, inplace)
-    return torch.native_dropout(input, p, True)[0]
+def use_gpu_dropout(model: nn.Module) -> None:
+    """Turn every dropout layer of `model` into one of a GPU."""
+    for module in model.modules():
+        if type(module) is nn.Dropout:
+            module.__class__ = GpuDropout
 
 
 def handle_all_at_once(optimizer: torch.optim.Optimizer) -> None:

@@ -8,7 +8,6 @@ and what is multiplied is read off the operations as they pass.
 
 import warnings
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -21,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from memdlm.errors import ConfigError
 from memdlm.memory.fast_weights import FastWeights
 from memdlm.planning.flops import operation_flops
-from memdlm.planning.gpu_kernels import GpuDropout, handle_all_at_once
+from memdlm.planning.gpu_kernels import handle_all_at_once, use_gpu_dropout
 from memdlm.planning.grouped import grouped_mm_result
 from memdlm.planning.ledger import ACTIVATIONS, MemoryLedger
 from memdlm.planning.quantized import is_four_bit, store_weight
@@ -97,8 +96,9 @@ def simulate_step(
         _enable_checkpointing(trainer)
         optimizer = _prepare_optimizer(trainer)
         if is_gpu:
+            use_gpu_dropout(model)
             handle_all_at_once(optimizer)
-        with mode, GpuDropout() if is_gpu else nullcontext():
+        with mode:
             _take_first_step(trainer, optimizer, ledger)
             wrapped = trainer.accelerator.prepare_model(trainer.network, device_placement=False)
             with _Watch(ledger, _logit_shapes(plan, trainer)) as watch:
