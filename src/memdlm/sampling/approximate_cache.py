@@ -31,6 +31,7 @@ class ApproximateCache:
         self._model, self._canvas, self._kind = model, canvas, kind
         self._mask = canvas.attention_mask
         self._bounds = _block_bounds(plan)
+        self.num_forwards = 0
         self._streams: dict[str, tuple[CachedForward, list[int]]] = {}
 
     def __call__(
@@ -52,6 +53,7 @@ class ApproximateCache:
             else:
                 start = max(start - self._lead, 0)
                 parts.append((start, length if self._kind == "prefix" else end))
+        self.num_forwards += 1
         return forward(tokens, parts, positions, num_columns, lambda columns, visible: self._mask)
 
 

@@ -14,6 +14,10 @@ from memdlm.sampling.block_plan import Progress
 from memdlm.sampling.block_progress import BlockProgress
 from memdlm.sampling.cached_forward import CachedForward
 
+# Columns of a long prompt that one forward reads: its mask takes at most 64 MiB a row for a context
+# of 32768, and the products are as large as a device wants them.
+PORTION = 2048
+
 
 def block_causal_mask(columns: Tensor, num_visible: int, block_length: int) -> Tensor:
     """Return what queries at `columns` [B, Q] see of columns 0 to K: [B, 1, Q, K] bool."""
@@ -27,12 +31,14 @@ class BlockCausalForward:
     def __init__(self, model: nn.Module, block_length: int) -> None:
         """Ask `model` with blocks of `block_length`."""
         self.model, self.block_length = model, block_length
+        self.num_forwards = 0
 
     def __call__(
         self, tokens: Tensor, positions: Tensor, progress: Progress, stream: str
     ) -> Tensor:
         """Return float32 logits [B, P, V] at `positions` of `tokens` [B, T]."""
         assert isinstance(progress, BlockProgress)
+        self.num_forwards += 1
         width = max(progress.starts()) + self.block_length
         # Padding, and blocks a row has not reached, lie behind what its positions see.
         columns = torch.arange(width, device=tokens.device)[None]
@@ -49,11 +55,16 @@ class ExactCache:
     to rounding. The tokens of a block just finished are run once more, since its last step still
     saw a mask: together with the first step of the next block where all rows do so, and else in a
     step in which their rows wait, so that no row is made to run more than a block.
+
+    A prompt is read in portions, since the mask of a forward grows with its tokens times all those
+    before; what remains of it is run together with the first step.
     """
 
     def __init__(self, model: nn.Module, block_length: int, num_columns: int) -> None:
         """Ask `model`, keeping keys and values of `num_columns` columns."""
         self.block_length = block_length
+        self.num_forwards = 0
+        self._portion = max(PORTION // block_length, 1) * block_length
         self._forward = CachedForward(model, num_columns)
         # A model that is block-causal by its own config would misread a missing mask.
         self._may_omit_mask = getattr(model.config, "attention", "full") == "full"
@@ -63,7 +74,13 @@ class ExactCache:
     ) -> Tensor:
         """Return float32 logits [B, P, V] at `positions` of `tokens` [B, T]; see `LogitsSource`."""
         assert isinstance(progress, BlockProgress)
-        parts = progress.parts()
+        while parts := progress.portions(self._portion):
+            self._run(tokens, parts, positions)
+        logits = self._run(tokens, progress.parts(), positions)
+        progress.settle()
+        return logits
+
+    def _run(self, tokens: Tensor, parts: list[tuple[int, int]], positions: Tensor) -> Tensor:
         num_visible = max(end for _, end in parts)
         is_one_block = all(
             start == num_visible - self.block_length and end == num_visible for start, end in parts
@@ -74,6 +91,5 @@ class ExactCache:
                 return None
             return block_causal_mask(columns, num_visible, self.block_length)
 
-        logits = self._forward(tokens, parts, positions, num_visible, mask)
-        progress.settle()
-        return logits
+        self.num_forwards += 1
+        return self._forward(tokens, parts, positions, num_visible, mask)

@@ -129,6 +129,29 @@ class BlockProgress(Progress):
             )
         ]
 
+    def portions(self, size: int) -> list[tuple[int, int]]:
+        """Return columns (start, end) to run ahead of the step, and note them as settled.
+
+        Args:
+            size: Columns of a portion, a multiple of the block length.
+
+        Returns:
+            One part per row, or nothing if no row has more than `size` columns to settle. Rows that
+            have nothing left run their current block, to no effect.
+        """
+        starts = self.starts()
+        missing = [
+            start - min(settled, start) for settled, start in zip(self.settled, starts, strict=True)
+        ]
+        if max(missing) <= size:
+            return []
+        parts = [
+            (start - left, start - left + min(left or self.block_length, size))
+            for start, left in zip(starts, missing, strict=True)
+        ]
+        self.settled = [min(end, start) for (_, end), start in zip(parts, starts, strict=True)]
+        return parts
+
     def settle(self) -> None:
         """Note that the columns before every row's current block have been run as they stay."""
         self.settled = self.starts()

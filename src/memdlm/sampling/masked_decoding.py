@@ -69,7 +69,8 @@ class DecodeOutput:
             row that stopped early still hold the mask token.
         unmask_step: [B, T] int64, the step that filled a position; -1 = no slot, or not filled.
             It is the step that fills it when the row is decoded alone.
-        num_forwards: Calls of the model (two per step under guidance).
+        num_forwards: Calls of the model: one per step, two under guidance, and those in which a
+            cache reads a long prompt beforehand.
         tokens_per_step: Per row how many slots each of its steps filled. Its length is the number
             of steps the row took.
         ended: Per row whether an end-of-text token ended it, rather than the number of slots.
@@ -353,7 +354,7 @@ class MaskedDecode:
             tokens=rows,
             canvas=self.tokens,
             unmask_step=self.unmask_step,
-            num_forwards=num_steps * (2 if config.guidance_scale else 1),
+            num_forwards=self.logits_source.num_forwards,
             tokens_per_step=[
                 torch.bincount(row[row >= 0]).tolist() for row in self.unmask_step.cpu()
             ],
@@ -366,6 +367,9 @@ class MaskedDecode:
 
 class LogitsSource(Protocol):
     """How a decode asks the model: with the whole canvas, or with a part of it and a cache."""
+
+    num_forwards: int
+    """Calls of the model so far."""
 
     def __call__(
         self, tokens: Tensor, positions: Tensor, progress: Progress, stream: str
@@ -384,11 +388,13 @@ class WholeForward:
     def __init__(self, model: nn.Module, attention_mask: Tensor | None) -> None:
         """Ask `model`, hiding what `attention_mask` [B, T] hides."""
         self.model, self.attention_mask = model, attention_mask
+        self.num_forwards = 0
 
     def __call__(
         self, tokens: Tensor, positions: Tensor, progress: Progress, stream: str
     ) -> Tensor:
         """See `LogitsSource`."""
+        self.num_forwards += 1
         output = self.model(tokens, attention_mask=self.attention_mask, positions=positions)
         logits: Tensor = output.logits
         return logits.float()

@@ -13,7 +13,7 @@ from memdlm.errors import ConfigError, UsageError
 from memdlm.memory.config import MemoryConfig
 from memdlm.memory.fast_weights import FastWeights
 from memdlm.memory.placement import place
-from memdlm.sampling import block_decoding
+from memdlm.sampling import block_causal, block_decoding
 from memdlm.sampling.canvas import block_canvas
 from memdlm.sampling.config import SamplingConfig
 from memdlm.sampling.masked_decoding import decode
@@ -182,6 +182,25 @@ def test_a_step_runs_one_block_once_the_prompt_is_read(model, prompts):
     widths.clear()
     decode(model, [prompts[2]], replace(PLAIN, cache="none"))
     assert widths == [20] * 2 + [24] * 4 + [28] * 4
+
+
+def test_a_long_prompt_is_read_in_portions(model, prompts, monkeypatch, seen):
+    longest = torch.cat([prompts[2]] * 2)
+    rows = [longest, *prompts]
+    expected = decode(model, rows, replace(PLAIN, threshold=0.2))
+    logits = dict(seen)
+    seen.clear()
+    monkeypatch.setattr(block_causal, "PORTION", 11)
+    widths = []
+    model.register_forward_pre_hook(lambda module, args: widths.append(args[0].shape[1]))
+    output = decode(model, rows, replace(PLAIN, threshold=0.2))
+    # 36 columns before the first block: portions of 8, as 11 is no multiple of 4, and 4 with it.
+    assert widths[:6] == [8, 8, 8, 8, 4 + 4, 4]
+    assert output.num_forwards == len(widths) == expected.num_forwards + 4
+    assert torch.equal(output.canvas, expected.canvas)
+    assert torch.equal(output.unmask_step, expected.unmask_step)
+    for key, record in seen.items():
+        assert_close(record.logits, logits[key].logits)
 
 
 def test_the_declared_attention_neither_matters_nor_changes(model, prompts):
