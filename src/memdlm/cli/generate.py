@@ -65,19 +65,46 @@ def generate(
         ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object per prompt and line.")
+        bool,
+        typer.Option(
+            "--json", help="One JSON object per prompt and line, with tokens per step and seconds."
+        ),
+    ] = False,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream", help="Print text as soon as it is final; prompts are answered one by one."
+        ),
+    ] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            "--trace", metavar="FILE", help="Write an HTML page that plays the unmasking."
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Let --trace replace a file.")
     ] = False,
 ) -> None:
     """Answer a prompt, many prompts, or standard input."""
     from memdlm.cli.quiet import silence_libraries
     from memdlm.errors import UsageError
 
+    if stream and as_json:
+        raise UsageError("--stream prints text as it comes: leave out --json, or --stream")
+    if overwrite and trace is None:
+        raise UsageError("--overwrite is for --trace: name its file, or leave it out")
+    if trace is not None:
+        from memdlm.cli.trace import check_free
+
+        check_free(trace, overwrite)
+
     if memory not in (None, "on", "off") and not Path(memory).is_dir():
         raise UsageError(f"--memory {memory}: write on, off, or the folder of a kept memory")
     prompts = read_prompts(prompt, file)
     silence_libraries()
 
-    from memdlm.cli.generation_run import GenerationRequest, run_generation
+    from memdlm.cli.generation_run import GenerationRequest, Output, run_generation
 
     run_generation(
         GenerationRequest(
@@ -94,7 +121,7 @@ def generate(
             dtype=dtype,
             quantization=quantization,
         ),
-        as_json=as_json,
+        Output(as_json=as_json, stream=stream, trace=trace),
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,13 @@ from memdlm.backbones.tokenizers import load_tokenizer
 from memdlm.cli.quiet import say_what_is_quantized
 from memdlm.cli.run_folder import RunFolder
 from memdlm.cli.settings import apply_overrides, build
+from memdlm.cli.text_stream import TextStream
+from memdlm.cli.trace import TraceRecorder, write_page
 from memdlm.data.config import CHAT_TEMPLATE
-from memdlm.data.formatting import Message
+from memdlm.data.formatting import Message, plain_text
 from memdlm.diffusion.objective import ObjectiveConfig
 from memdlm.errors import CheckpointError, UsageError
-from memdlm.inference import Generation
+from memdlm.inference import Generation, GenerationUpdate
 from memdlm.inference import generate as answer
 from memdlm.memory.config import MemoryConfig
 from memdlm.memory.parametric_memory import ParametricMemory
@@ -68,13 +71,35 @@ class GenerationRequest:
         return Path(self.memory)
 
 
-def run_generation(request: GenerationRequest, as_json: bool) -> None:
+@dataclass(frozen=True)
+class Output:
+    """What is shown of the answers: their text, or with `as_json` a record of each.
+
+    With `stream` the text comes as it becomes final; `trace` is a file for the page that plays it.
+    """
+
+    as_json: bool = False
+    stream: bool = False
+    trace: Path | None = None
+
+
+def run_generation(request: GenerationRequest, output: Output) -> None:
     """Answer the prompts of a request on standard output."""
     run = RunFolder(Path(request.model).expanduser())
     config = generation_config(request, run)
     model, tokenizer = load(request, run)
     folder = request.kept_memory
     kept = None if folder is None else ParametricMemory.from_pretrained(folder, model)
+    own: Any = model.config
+    recorder = None if output.trace is None else TraceRecorder(own.mask_token_id)
+    printer = _Printer(tokenizer) if output.stream else None
+
+    def on_update(update: GenerationUpdate) -> None:
+        if recorder is not None:
+            recorder.record(update)
+        if printer is not None:
+            printer.show(update)
+
     answers = answer(
         model,
         tokenizer,
@@ -85,8 +110,10 @@ def run_generation(request: GenerationRequest, as_json: bool) -> None:
         objective=config.objective,
         seed=request.seed,
         chat_template=request.chat_template,
-        batch_size=request.batch_size,
+        # Two answers cannot be written at once.
+        batch_size=min(request.batch_size, 1) if output.stream else request.batch_size,
         max_memory_bytes=request.max_memory_bytes,
+        on_update=on_update if recorder is not None or printer is not None else None,
     )
     for number, (prompt, given) in enumerate(zip(request.prompts, answers, strict=True), start=1):
         if given.memory == "dropped":
@@ -95,7 +122,41 @@ def run_generation(request: GenerationRequest, as_json: bool) -> None:
                 "memory; lower memory.learning_rate",
                 file=sys.stderr,
             )
-        print(_json_line(prompt, given) if as_json else given.text)
+        if printer is None:
+            print(_json_line(prompt, given) if output.as_json else given.text)
+    if recorder is not None and output.trace is not None:
+        num_slots = None if config.sampling.infill else config.sampling.max_new_tokens
+        about = f"{request.model} \u00b7 {_changed(config.sampling)}"
+        texts = [p if isinstance(p, str) else plain_text(p) for p in request.prompts]
+        write_page(output.trace, recorder, texts, answers, tokenizer, num_slots, about)
+
+
+class _Printer:
+    """Prints answers, one at a time, as they become final."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self._new_stream = lambda: TextStream(tokenizer, self._write)
+        self._stream: TextStream | None = None
+
+    def show(self, update: GenerationUpdate) -> None:
+        """Print what the step made final of the one answer it belongs to."""
+        self._stream = self._stream or self._new_stream()
+        self._stream.add(update.new_tokens[0])
+        if update.finished[0]:
+            self._stream.end()
+            self._stream = None
+
+    @staticmethod
+    def _write(text: str) -> None:
+        print(text, end="", flush=True)
+
+
+def _changed(sampling: SamplingConfig) -> str:
+    """Return the settings that differ from the defaults, and the length of an answer."""
+    default = asdict(SamplingConfig())
+    given = asdict(sampling)
+    kept = {name for name in given if given[name] != default[name]} | {"max_new_tokens"}
+    return ", ".join(f"{name}={given[name]}" for name in given if name in kept)
 
 
 def load(request: GenerationRequest, run: RunFolder) -> "tuple[nn.Module, PreTrainedTokenizerBase]":
@@ -155,7 +216,14 @@ def trained_model(run: RunFolder) -> Path:
     return result
 
 
-def _json_line(prompt: str | list[Message], given: Generation) -> str:
+def _json_line(prompt: str | Sequence[Message], given: Generation) -> str:
     record = {"prompt": prompt, **asdict(given), "num_new_tokens": len(given.token_ids)}
     del record["token_ids"]
+    batch = record.pop("batch")
+    seconds = batch["decode_seconds"]
+    # Prompts that are decoded together share their costs.
+    record["batch"] = {
+        **{name: round(v, 6) if isinstance(v, float) else v for name, v in batch.items()},
+        "tokens_per_second": round(batch["num_new_tokens"] / seconds, 3) if seconds else None,
+    }
     return json.dumps(record, ensure_ascii=False)

@@ -1,0 +1,42 @@
+"""An answer as text while its tokens become final. Knows ids and a tokenizer, no model."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# What a tokenizer gives for bytes that are no whole character yet.
+_INCOMPLETE = "\ufffd"
+
+
+class TextStream:
+    """Gives out an answer's text piece by piece, never half a character."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", write: Callable[[str], None]) -> None:
+        """Hand every piece to `write`."""
+        self.tokenizer, self.write = tokenizer, write
+        self._ids: list[int] = []
+        self._written = ""
+
+    def add(self, tokens: Sequence[int]) -> None:
+        """Take the ids that have become final."""
+        if tokens:
+            self._ids += tokens
+            text = str(self.tokenizer.decode(self._ids, skip_special_tokens=True))
+            self._give(text.rstrip(_INCOMPLETE))
+
+    def end(self) -> None:
+        """Give out what is left of the answer, and the end of the line."""
+        text = str(self.tokenizer.decode(self._ids, skip_special_tokens=True))
+        if not text.startswith(self._written):
+            # A tokenizer that changes earlier text as later tokens come: say it all once more.
+            self.write("\n")
+            self._written = ""
+        self._give(text)
+        self.write("\n")
+
+    def _give(self, text: str) -> None:
+        if len(text) > len(self._written) and text.startswith(self._written):
+            self.write(text[len(self._written) :])
+            self._written = text
