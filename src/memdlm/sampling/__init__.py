@@ -10,6 +10,7 @@
     block_decoding    decode() for LLaDA2.x: blocks, token editing, exact cache (with block_causal
                       and block_progress)
     approximate_cache prefix and dual caches for masked decoding (with cached_forward)
+    logits_source     how a decode asks the model: by whole forwards, or as the caches above
     decoders          which of the two a model and a config ask for
     streaming         decode_stream(): tokens as they become final
 

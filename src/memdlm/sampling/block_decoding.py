@@ -26,7 +26,8 @@ from memdlm.sampling.block_plan import BlockPlan
 from memdlm.sampling.block_progress import BlockProgress, plan_blocks
 from memdlm.sampling.canvas import Canvas, block_canvas
 from memdlm.sampling.config import SamplingConfig
-from memdlm.sampling.masked_decoding import DecodeOutput, LogitsSource, MaskedDecode
+from memdlm.sampling.logits_source import LogitsSource
+from memdlm.sampling.masked_decoding import DecodeOutput, MaskedDecode
 from memdlm.sampling.token_choice import Draw
 from memdlm.sampling.unmasking import most_confident
 

@@ -10,7 +10,7 @@ Shapes: `B` rows, `T` canvas, `S` slots of a row, `P` slots of a block, `V` voca
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from memdlm.sampling.end_of_text import (
     stop_ids,
 )
 from memdlm.sampling.evaluation_mode import evaluation_mode
+from memdlm.sampling.logits_source import LogitsSource, WholeForward
 from memdlm.sampling.token_choice import (
     Draw,
     choose_tokens,
@@ -187,7 +188,7 @@ class MaskedDecode:
     def _progress(self) -> Progress:
         return Progress(self.plan)
 
-    def _source(self) -> "LogitsSource":
+    def _source(self) -> LogitsSource:
         if self.config.cache in ("prefix", "dual"):
             from memdlm.sampling.approximate_cache import ApproximateCache
 
@@ -363,41 +364,6 @@ class MaskedDecode:
 
     def _on_device(self, values: Sequence[int] | Sequence[bool]) -> Tensor:
         return torch.tensor(values, device=self.tokens.device)
-
-
-class LogitsSource(Protocol):
-    """How a decode asks the model: with the whole canvas, or with a part of it and a cache."""
-
-    num_forwards: int
-    """Calls of the model so far."""
-
-    def __call__(
-        self, tokens: Tensor, positions: Tensor, progress: Progress, stream: str
-    ) -> Tensor:
-        """Return float32 logits [B, P, V] at `positions` of `tokens` [B, T].
-
-        `progress` says where each row stands; `stream` tells canvases apart that differ in more
-        than what the steps fill in.
-        """
-        ...
-
-
-class WholeForward:
-    """Every step is a forward of the whole canvas."""
-
-    def __init__(self, model: nn.Module, attention_mask: Tensor | None) -> None:
-        """Ask `model`, hiding what `attention_mask` [B, T] hides."""
-        self.model, self.attention_mask = model, attention_mask
-        self.num_forwards = 0
-
-    def __call__(
-        self, tokens: Tensor, positions: Tensor, progress: Progress, stream: str
-    ) -> Tensor:
-        """See `LogitsSource`."""
-        self.num_forwards += 1
-        output = self.model(tokens, attention_mask=self.attention_mask, positions=positions)
-        logits: Tensor = output.logits
-        return logits.float()
 
 
 def check_prompts(model: nn.Module, prompts: Sequence[Tensor], config: SamplingConfig) -> None:

@@ -1,0 +1,45 @@
+"""How a decode gets its logits. Knows the model only through its call.
+
+Shapes: `B` rows, `T` canvas, `P` slots of a block, `V` vocabulary.
+"""
+
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from memdlm.sampling.block_plan import Progress
+
+
+class LogitsSource(Protocol):
+    """How a decode asks the model: with the whole canvas, or with a part of it and a cache."""
+
+    num_forwards: int
+    """Calls of the model so far."""
+
+    def __call__(
+        self, tokens: Tensor, positions: Tensor, progress: Progress, stream: str
+    ) -> Tensor:
+        """Return float32 logits [B, P, V] at `positions` of `tokens` [B, T].
+
+        `progress` says where each row stands; `stream` tells canvases apart that differ in more
+        than what the steps fill in.
+        """
+        ...
+
+
+class WholeForward:
+    """Every step is a forward of the whole canvas."""
+
+    def __init__(self, model: nn.Module, attention_mask: Tensor | None) -> None:
+        """Ask `model`, hiding what `attention_mask` [B, T] hides."""
+        self.model, self.attention_mask = model, attention_mask
+        self.num_forwards = 0
+
+    def __call__(
+        self, tokens: Tensor, positions: Tensor, progress: Progress, stream: str
+    ) -> Tensor:
+        """See `LogitsSource`."""
+        self.num_forwards += 1
+        output = self.model(tokens, attention_mask=self.attention_mask, positions=positions)
+        logits: Tensor = output.logits
+        return logits.float()
