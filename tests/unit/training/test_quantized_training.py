@@ -10,14 +10,20 @@ import torch
 from peft import LoraConfig
 
 from memdlm import MemoryConfig
+from memdlm.backbones.adapters import add_lora
 from memdlm.backbones.base import DiffusionMaskedLM
 from memdlm.backbones.loading import load_model
 from memdlm.backbones.quantization import is_quantized
+from memdlm.diffusion.states import CleanBatch
 from memdlm.errors import ConfigError
 from memdlm.memory.parametric_memory import unwrap
+from memdlm.training.outer_step import OuterStep, StepPlan
 
 Build = Callable[..., DiffusionMaskedLM]
 Train = Callable[..., Any]
+
+
+SIZES = ("initializer_range", "num_hidden_layers")
 
 
 def lora() -> LoraConfig:
@@ -39,8 +45,8 @@ def logged(trainer: Any, name: str) -> list[float]:
 def test_twenty_steps_reach_the_loss_of_a_bfloat16_base(
     family: str, tmp_path: Path, rows: list[Any], build_model: Build, train: Train
 ) -> None:
-    scale = {"llada": "init_std"}.get(family, "initializer_range")
-    start = build_model(family, **{scale: 0.05})
+    names = ("init_std", "n_layers") if family == "llada" else SIZES
+    start = build_model(family, **dict(zip(names, (0.05, 2), strict=True)))
     # Weights that have learned something, so that the loss depends on them.
     train(start, max_steps=80, learning_rate=5e-3, memory=MemoryConfig(enabled=False))
     start.bfloat16().save_pretrained(tmp_path / "model")
@@ -50,9 +56,9 @@ def test_twenty_steps_reach_the_loss_of_a_bfloat16_base(
         assert is_quantized(model) == (kind == "nf4")
         trainer = train(model, max_steps=20, learning_rate=1e-3, peft_config=lora())
         assert min(logged(trainer, "fast_delta_norm")) > 0  # memories are written
-        evaluation = trainer.evaluate(rows)["eval_loss"]
-        losses[kind] = torch.tensor([*logged(trainer, "loss"), evaluation])
-    assert losses["none"][-1] < 3.7  # far from the 4.1 of an even guess
+        last = logged(trainer, "loss")[-5:]
+        losses[kind] = torch.tensor([sum(last) / 5, trainer.evaluate(rows)["eval_loss"]])
+    assert losses["none"][1] < 3.5  # far from the 4.1 of an even guess
     torch.testing.assert_close(losses["nf4"], losses["none"], rtol=0.02, atol=0)
 
 
@@ -89,6 +95,25 @@ def test_a_resumed_run_is_the_run(
     expected = whole.model.state_dict()
     for name, tensor in resumed.model.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_step_on_four_bits_never_waits_for_the_device(
+    family: str,
+    tmp_path: Path,
+    build_model: Build,
+    build_batch: Callable[..., CleanBatch],
+    lay_out: Callable[..., StepPlan],
+    no_host_sync: Any,
+) -> None:
+    build_model(family).bfloat16().save_pretrained(tmp_path)
+    model = add_lora(load_model(tmp_path, quantization="nf4"), lora())
+    memory = MemoryConfig(rank=3, alpha=6.0, layer_fraction=0.5, scope="ffn_attention")
+    plan = lay_out(build_batch(), memory)
+    step = OuterStep(model, memory)
+    with no_host_sync:
+        step.forward(model, plan).loss.backward()
+        step.release()
+    assert no_host_sync.num_operators > 500
 
 
 def test_fast_weights_find_the_same_sites(checkpoint: Path, train: Train) -> None:
