@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from memdlm import MemoryConfig, ObjectiveConfig, ParametricMemory
 from memdlm.backbones.adapters import add_lora
+from memdlm.backbones.loading import load_model
 from memdlm.errors import CheckpointError, UsageError
 from memdlm.memory.artefact import Artefact
 from memdlm.memory.fingerprint import adapter_fingerprint, base_fingerprint
@@ -267,3 +268,26 @@ def test_a_description_tells_norms_and_experts(build_model, tmp_path) -> None:
         assert told["norm"] == pytest.approx(total**0.5, rel=1e-5)
     assert described["rows"][0]["num_tokens"] == 12
     json.dumps(described)
+
+
+def test_a_memory_of_a_4_bit_base_fits_that_base_alone(build_model, tmp_path) -> None:
+    build_model("llada_moe").bfloat16().save_pretrained(tmp_path / "model")
+    plain = load_model(tmp_path / "model")
+    quantized = load_model(tmp_path / "model", quantization="nf4")
+    memory = written(quantized)
+    memory.save_pretrained(tmp_path / "memory")
+    again = load_model(tmp_path / "model", quantization="nf4")
+    expected = logits_with(memory, quantized)
+    kept = ParametricMemory.from_pretrained(tmp_path / "memory", again)
+    assert torch.equal(logits_with(kept, again), expected)
+    with pytest.raises(CheckpointError, match="on other base weights"):
+        ParametricMemory.from_pretrained(tmp_path / "memory", plain)
+    # Exported with a pair of factors per expert, it works on 4-bit experts, too.
+    row = memory.row(0)
+    row.export(tmp_path / "adapter", layout="published")
+    adapted = load_model(tmp_path / "model", adapter=tmp_path / "adapter", quantization="nf4")
+    with row.attached(), torch.no_grad():
+        expected = quantized(IDS[:1]).logits
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(IDS[:1]).logits, expected, rtol=2e-2, atol=2e-2)
+        assert (quantized(IDS[:1]).logits - expected).abs().max() > 0.1
