@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "train": "train",
     "plan": "plan",
     "generate": "generate",
+    "chat": "chat",
     "memory": "memory",
     "merge": "merge",
     "recipe": "recipe_help",

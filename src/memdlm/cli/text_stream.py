@@ -1,4 +1,4 @@
-"""An answer as text while its tokens become final. Knows ids and a tokenizer, no model."""
+"""Tokens as text while an answer is on its way. Knows ids and a tokenizer, no model."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -40,3 +40,12 @@ class TextStream:
         if len(text) > len(self._written) and text.startswith(self._written):
             self.write(text[len(self._written) :])
             self._written = text
+
+
+def piece(tokenizer: "PreTrainedTokenizerBase", left: int | None, tokens: Sequence[int]) -> str:
+    """Return the text of `tokens` as it reads behind the token `left`, its space included."""
+    alone = str(tokenizer.decode(list(tokens)))
+    if left is None:
+        return alone
+    before, both = str(tokenizer.decode([left])), str(tokenizer.decode([left, *tokens]))
+    return both[len(before) :] if both.startswith(before) else alone

@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memdlm.cli.text_stream import piece
 from memdlm.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -71,20 +72,11 @@ class TraceRecorder:
             slots.append(
                 [
                     # The probability is open: a decode does not tell it.
-                    [step, _piece(tokenizer, left, token), token in special, None]
+                    [step, piece(tokenizer, left, [token]), token in special, None]
                     for step, token in row.events.get(column, [])
                 ]
             )
         return slots
-
-
-def _piece(tokenizer: "PreTrainedTokenizerBase", left: int | None, token: int) -> str:
-    """Return a token's text as it reads behind the token `left`, its space included."""
-    if left is None:
-        return str(tokenizer.decode([token]))
-    before = str(tokenizer.decode([left]))
-    both = str(tokenizer.decode([left, token]))
-    return both[len(before) :] if both.startswith(before) else str(tokenizer.decode([token]))
 
 
 def check_free(place: Path, overwrite: bool) -> None:
