@@ -15,6 +15,9 @@ def recipe(
     ] = False,
 ) -> None:
     """Explain every key of a recipe: its type, default and meaning."""
+    from memdlm.cli.quiet import silence_libraries
+
+    silence_libraries()
     from memdlm.cli.recipe import SET_ELSEWHERE, Recipe
     from memdlm.cli.settings import describe
     from memdlm.errors import UsageError
