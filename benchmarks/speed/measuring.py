@@ -21,10 +21,10 @@ def time_interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
-            _wait(device)
+            wait(device)
             start = time.perf_counter()
             run()
-            _wait(device)
+            wait(device)
             if repeat > 0:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
@@ -44,11 +44,11 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     take outside torch's allocator is not included.
     """
     if device.type == "cuda":
-        _wait(device)
+        wait(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         run()
-        _wait(device)
+        wait(device)
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run()
@@ -67,6 +67,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     return peak
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Wait until `device` has done what it was asked to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
