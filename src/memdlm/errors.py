@@ -8,7 +8,8 @@ that line and exits with the class's `exit_code`; Python callers catch `MemDLMEr
     │   └── ConfigError    2   a setting out of range, or two that exclude each other
     ├── DataError          1   a file, a row or a tokenizer that cannot be used
     ├── CheckpointError    1   a model or run folder that cannot be read, or written
-    └── NonFiniteError     1   a loss or gradient became inf or nan and the run stopped
+    ├── NonFiniteError     1   a loss or gradient became inf or nan and the run stopped
+    └── StoppedError     130   Ctrl-C ended the run in good order (SIGTERM: 143)
 """
 
 
@@ -38,3 +39,14 @@ class CheckpointError(MemDLMError):
 
 class NonFiniteError(MemDLMError):
     """A loss or gradient is inf or nan; the run stopped before it could harm the weights."""
+
+
+class StoppedError(MemDLMError):
+    """A signal ended the run in good order; the exit code is a shell's for it, 128 + its number."""
+
+    exit_code = 130
+
+    def __init__(self, message: str, signal_number: int = 2) -> None:
+        """Keep the message and the signal's exit code (SIGINT's by default)."""
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from memdlm import __version__
-from memdlm.cli import app, failures
+from memdlm.cli import app
 from memdlm.cli.app import COMMANDS
 from memdlm.errors import CheckpointError, ConfigError, MemDLMError
+from memdlm.files import is_disk_full
 
 from .conftest import spawn
 
@@ -114,8 +115,8 @@ def test_a_full_disk_is_recognised_behind_another_error() -> None:
         except OSError as cause:
             raise ValueError("could not serialise") from cause
     except ValueError as error:
-        assert failures.is_disk_full(error)
-    assert not failures.is_disk_full(MemDLMError("other"))
+        assert is_disk_full(error)
+    assert not is_disk_full(MemDLMError("other"))
 
 
 def test_interrupting_ends_with_130(memdlm, monkeypatch) -> None:

@@ -37,6 +37,7 @@ def losses(run: Path) -> list[tuple[int, float]]:
 def test_a_run_leaves_a_whole_folder(trained) -> None:
     assert entries(trained) == [
         "checkpoints",
+        "data.json",
         "metrics.jsonl",
         "model",
         "recipe.yaml",
@@ -357,7 +358,14 @@ def test_a_disk_that_fills_up_leaves_a_run_to_resume(memdlm, recipe, tmp_path, m
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "save_model", fill_at_the_end)
         assert "the disk is full" in memdlm("train", recipe, "--resume", "-q").error_line(1)
-    assert entries(run) == ["checkpoints", "metrics.jsonl", "recipe.yaml", "versions.json"]
+    assert entries(run) == [
+        "checkpoints",
+        "data.json",
+        "metrics.jsonl",
+        "recipe.yaml",
+        "resumes.jsonl",
+        "versions.json",
+    ]
     assert memdlm("train", recipe, "--resume", "-q").code == 0
     assert "model" in entries(run)
 

@@ -7,7 +7,7 @@ import pytest
 
 from memdlm import errors
 
-TREE_LINE = re.compile(r"^(?P<indent>[ │├└─]*)(?P<name>\w+Error) +(?P<code>\d)\b")
+TREE_LINE = re.compile(r"^(?P<indent>[ │├└─]*)(?P<name>\w+Error) +(?P<code>\d+)\b")
 
 
 def drawn_tree() -> dict[str, tuple[str | None, int]]:
@@ -52,6 +52,7 @@ def test_the_drawing_shows_every_class_under_its_base_with_its_exit_code() -> No
         ("DataError", 1),
         ("CheckpointError", 1),
         ("NonFiniteError", 1),
+        ("StoppedError", 130),
     ],
 )
 def test_exit_codes(name: str, exit_code: int) -> None:

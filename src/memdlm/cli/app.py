@@ -11,6 +11,7 @@ from typer.exceptions import TyperException
 
 import memdlm
 from memdlm.cli.failures import describe_failure
+from memdlm.errors import StoppedError
 
 # Command -> the module in memdlm.cli that holds a function of the same name, or an application
 # with commands of its own. Such a module is imported for every --help, so it imports torch and the
@@ -53,6 +54,8 @@ def build_app() -> typer.Typer:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 
+    A run that SIGTERM ended in good order returns 143.
+
     Results go to standard output, everything else to standard error. Whatever fails is one line;
     with --debug anywhere in the command it is a traceback.
 
@@ -78,10 +81,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"memdlm: error: {_one_line(error.format_message())}", file=sys.stderr)
         return error.exit_code
     except Exception as error:
-        if debug:
+        is_failure = not isinstance(error, StoppedError)
+        if debug and is_failure:
             raise
         message, code = describe_failure(error)
-        print(f"memdlm: error: {_one_line(message)}", file=sys.stderr)
+        kind = "error: " if is_failure else ""
+        print(f"memdlm: {kind}{_one_line(message)}", file=sys.stderr)
         return code
 
 

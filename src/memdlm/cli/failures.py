@@ -3,15 +3,8 @@
 import errno
 
 from memdlm.errors import MemDLMError
+from memdlm.files import is_disk_full
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-# safetensors and torch report a full disk in words of their own.
-_FULL_TEXTS = (
-    "No space left on device",
-    "os error 28",
-    "PytorchStreamWriter failed writing",
-    "inline_container",
-)
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -43,18 +36,6 @@ def describe_failure(error: BaseException) -> tuple[str, int]:
         "the output of `memdlm env`",
         1,
     )
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Tell whether an error, or one that it hides, says that there is no space left."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in _FULL:
-            return True
-        if any(text in str(seen) for text in _FULL_TEXTS):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

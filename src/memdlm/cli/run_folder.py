@@ -2,32 +2,38 @@
 
 recipe.yaml      the resolved recipe; marks the folder as a run
 versions.json    what it was run with
+data.json        hashes of the data
+resumes.jsonl    one line per --resume: from which step, and what --force let pass
 metrics.jsonl    one line per log
 base/            the untrained network, where a tiny one carries an adapter
-checkpoints/     what --resume continues from
+checkpoints/     what --resume continues from (see memdlm.training.checkpoints)
 model/           final model and tokenizer, official layout; or
 adapter/         final PEFT adapter and tokenizer
 """
 
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memdlm.cli.settings import read_yaml
 from memdlm.errors import CheckpointError, UsageError
+from memdlm.files import sync, sync_tree
+
+if TYPE_CHECKING:
+    from memdlm.training.checkpoints import CheckpointFolder
 
 RECIPE = "recipe.yaml"
 VERSIONS = "versions.json"
+DATA = "data.json"
+RESUMES = "resumes.jsonl"
 METRICS = "metrics.jsonl"
 BASE = "base"
 CHECKPOINTS = "checkpoints"
 RESULTS = ("model", "adapter")
-
-# What the Trainer writes last into a checkpoint.
-_LAST_FILE = "trainer_state.json"
 
 
 class RunFolder:
@@ -45,6 +51,29 @@ class RunFolder:
     def recorded_recipe(self) -> dict[str, Any]:
         """Return the resolved recipe of the run in this folder."""
         return read_yaml(self.path / RECIPE)
+
+    def recorded_data(self) -> dict[str, str]:
+        """Return the data hashes of the run in this folder (see `memdlm.cli.data_hashes`).
+
+        Raises:
+            CheckpointError: The file cannot be read.
+        """
+        path = self.path / DATA
+        try:
+            hashes: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"cannot read {path}: delete it to go on without comparing the data"
+            ) from error
+        return hashes
+
+    def note_resume(self, checkpoint: Path | None, changed: list[str]) -> None:
+        """Append to the list of resumes; `changed` is what differs from the run so far."""
+        record = {"from": None if checkpoint is None else checkpoint.name, "changed": changed}
+        with (self.path / RESUMES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
 
     def result(self) -> Path | None:
         """Return the folder of the final model or adapter; None while there is none."""
@@ -93,7 +122,9 @@ class RunFolder:
         try:
             staging.mkdir(parents=True)
             yield staging
+            sync_tree(staging)
             _replace(place, staging)
+            sync(place.parent)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             for parent in missing:
@@ -101,22 +132,20 @@ class RunFolder:
                     parent.rmdir()
             raise
 
-    def latest_checkpoint(self) -> Path | None:
-        """Return the newest whole checkpoint; None if there is none."""
-        whole = [path for path in self._checkpoints() if (path / _LAST_FILE).is_file()]
-        return max(whole, key=_step, default=None)
+    def latest_checkpoint(self, say: Callable[[str], None] = lambda line: None) -> Path | None:
+        """Return the newest whole checkpoint, None if there is none; `say` is told of others."""
+        return self._checkpoints().newest(say)
 
     def remove_partial(self) -> None:
         """Remove what a failed write left behind: checkpoints and results that are not whole."""
-        for path in self._checkpoints():
-            if not (path / _LAST_FILE).is_file():
-                shutil.rmtree(path, ignore_errors=True)
+        self._checkpoints().tidy()
         for path in self.path.glob(".*.partial"):
             shutil.rmtree(path, ignore_errors=True)
 
-    def _checkpoints(self) -> list[Path]:
-        found = (self.path / CHECKPOINTS).glob("checkpoint-*")
-        return [path for path in found if path.is_dir() and path.name.rpartition("-")[2].isdigit()]
+    def _checkpoints(self) -> "CheckpointFolder":
+        from memdlm.training.checkpoints import CheckpointFolder  # with it come the Trainer's
+
+        return CheckpointFolder(self.path / CHECKPOINTS)
 
     @contextmanager
     def writing_result(self, name: str) -> Iterator[Path]:
@@ -126,7 +155,9 @@ class RunFolder:
         try:
             staging.mkdir()
             yield staging
+            sync_tree(staging)
             staging.rename(self.path / name)
+            sync(self.path)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
@@ -145,7 +176,3 @@ def _replace(place: Path, staging: Path) -> None:
         old.rename(place)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])

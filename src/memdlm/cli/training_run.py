@@ -20,10 +20,12 @@ from memdlm.backbones.adapters import add_lora
 from memdlm.backbones.loading import default_device, load_model
 from memdlm.backbones.tiny import build_tiny
 from memdlm.backbones.tokenizers import load_tokenizer
+from memdlm.cli.data_hashes import data_hashes
 from memdlm.cli.progress import MetricsFile, TrainingProgress
 from memdlm.cli.quiet import say_what_is_quantized
-from memdlm.cli.recipe import Recipe, RecipeData, TinyConfig, differences, resolved
-from memdlm.cli.run_folder import BASE, CHECKPOINTS, METRICS, RECIPE, VERSIONS, RunFolder
+from memdlm.cli.recipe import Recipe, RecipeData, TinyConfig, resolved
+from memdlm.cli.resuming import compare_data, compare_recipe
+from memdlm.cli.run_folder import BASE, CHECKPOINTS, DATA, METRICS, RECIPE, VERSIONS, RunFolder
 from memdlm.cli.settings import to_yaml
 from memdlm.data.dataset import (
     DataSplits,
@@ -35,9 +37,11 @@ from memdlm.data.dataset import (
 from memdlm.data.tasks import generate_examples, vocabulary
 from memdlm.data.tasks.config import Example, TaskConfig
 from memdlm.data.tokenizer import build_word_tokenizer
-from memdlm.errors import ConfigError, UsageError
+from memdlm.errors import ConfigError, StoppedError, UsageError
+from memdlm.files import write_text
 from memdlm.seeding import derive_seed, preserved_rng
 from memdlm.training.config import MemDLMConfig
+from memdlm.training.signals import StopOnSignal
 from memdlm.training.trainer import MemDLMTrainer
 from memdlm.versions import collect_devices, collect_versions
 
@@ -59,13 +63,24 @@ def run_recipe(
     console: Console,
     *,
     resume: bool = False,
+    force: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Outcome:
     """Train what `recipe` says into `folder`, or continue it there.
 
+    Args:
+        recipe: What to train.
+        folder: Where; see `memdlm.cli.run_folder`.
+        console: For progress and for remarks.
+        resume: Continue from the newest whole checkpoint, or from the start if there is none.
+        force: Continue although recipe or data are not those of the run.
+        overwrite: Replace a run that is there.
+        quiet: Show no progress; remarks are shown all the same.
+
     Raises:
         UsageError: The folder holds another run, or there is nothing to resume.
+        StoppedError: SIGTERM or Ctrl-C came; training had begun, so a checkpoint was written.
         MemDLMError: Whatever is wrong with settings, data, checkpoint or the run itself.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -74,63 +89,76 @@ def run_recipe(
             "your own and launch that"
         )
     plain = {**resolved(recipe), "output_dir": str(folder.path)}
+    changed: list[str] = []
     if resume:
-        _check_same_run(folder, plain)
+        changed = compare_recipe(folder, plain, force)
         finished = folder.result()
         if finished is not None:
             return Outcome(finished, 0, None)
         folder.remove_partial()
     else:
         folder.check_free(overwrite)
-    echo: Echo = (lambda line: None) if quiet else _printer(console)
-    tokenizer, splits = load_data(recipe, echo)
-    model = build_model(recipe, tokenizer)
-    check_context(recipe.data, model.config.max_position_embeddings)
-    progress = TrainingProgress(console, quiet)
+    say = _printer(console)
+    # A handler must not use the console, which may be in the middle of something.
+    notice: Echo = _write_line if console.is_terminal and not quiet else lambda line: None
+    with StopOnSignal(notice) as stop:
+        tokenizer, splits = load_data(recipe, (lambda line: None) if quiet else say)
+        hashes = data_hashes(recipe.data, splits)
+        if resume:
+            changed += compare_data(folder, hashes, force, say)
+        model = build_model(recipe, tokenizer)
+        check_context(recipe.data, model.config.max_position_embeddings)
 
-    def prepare(place: Path) -> MemDLMTrainer:
-        wrapped = add_adapter(model, recipe, folder.path / BASE)
-        arguments = training_arguments(recipe, place / CHECKPOINTS)
-        return build_trainer(wrapped, tokenizer, splits, arguments)
+        def prepare(place: Path) -> MemDLMTrainer:
+            wrapped = add_adapter(model, recipe, folder.path / BASE)
+            arguments = training_arguments(recipe, place / CHECKPOINTS)
+            return build_trainer(wrapped, tokenizer, splits, arguments)
 
-    if resume:
-        trainer = prepare(folder.path)
-    else:
-        with folder.staged() as staging:
-            if recipe.tiny is not None and recipe.adapter.kind == "lora":
-                model.save_pretrained(staging / BASE)
-                tokenizer.save_pretrained(staging / BASE)
-            trainer = prepare(staging)
-            (staging / RECIPE).write_text(to_yaml(plain), encoding="utf-8")
-            versions = {**collect_versions(), **collect_devices()}
-            (staging / VERSIONS).write_text(json.dumps(versions, indent=2) + "\n", encoding="utf-8")
-        trainer.args.output_dir = str(folder.path / CHECKPOINTS)
-    trainer.add_callback(progress)
-    trainer.add_callback(MetricsFile(folder.path / METRICS))
-    try:
-        return _train(trainer, folder, recipe, folder.latest_checkpoint())
-    finally:
-        progress.stop()
-        folder.remove_partial()
+        checkpoint = None
+        if resume:
+            trainer = prepare(folder.path)
+            checkpoint = folder.latest_checkpoint(say)
+            for line in changed:
+                say(f"going on with other settings or data: {line}")
+            if changed:
+                _record(folder.path, plain, hashes)
+            folder.note_resume(checkpoint, changed)
+        else:
+            with folder.staged() as staging:
+                if recipe.tiny is not None and recipe.adapter.kind == "lora":
+                    model.save_pretrained(staging / BASE)
+                    tokenizer.save_pretrained(staging / BASE)
+                trainer = prepare(staging)
+                versions = {**collect_versions(), **collect_devices()}
+                write_text(staging / VERSIONS, json.dumps(versions, indent=2) + "\n")
+                _record(staging, plain, hashes)
+            trainer.args.output_dir = str(folder.path / CHECKPOINTS)
+        progress = TrainingProgress(console, quiet)
+        for callback in (progress, MetricsFile(folder.path / METRICS), stop):
+            trainer.add_callback(callback)
+        try:
+            return _train(trainer, folder, recipe, checkpoint)
+        finally:
+            progress.stop()
+            folder.remove_partial()
 
 
-def _check_same_run(folder: RunFolder, plain: dict[str, Any]) -> None:
-    if not folder.is_run:
-        raise UsageError(f"{folder.path} holds no run to resume: leave out --resume to start one")
-    changed = differences(folder.recorded_recipe(), plain)
-    changed = [line for line in changed if not line.startswith("output_dir:")]
-    if changed:
-        raise UsageError(
-            f"{folder.path} was started with other settings ({'; '.join(changed[:3])}): resume "
-            "with the recipe it was started with, or choose another output_dir"
-        )
+def _record(place: Path, plain: dict[str, Any], hashes: dict[str, str]) -> None:
+    """Write down what the run is trained by and on."""
+    write_text(place / DATA, json.dumps(hashes, indent=2) + "\n")
+    write_text(place / RECIPE, to_yaml(plain))
 
 
 def _train(
     trainer: MemDLMTrainer, folder: RunFolder, recipe: Recipe, checkpoint: Path | None
 ) -> Outcome:
     """Train to the end, evaluate without memory, and write the result."""
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except StoppedError:
+        # Trackers close their files only then.
+        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+        raise
     state = trainer.state
     eval_loss = None
     if trainer.eval_dataset is not None:
@@ -217,6 +245,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Any:
         # A 4-bit model is made where it is trained: quantising elsewhere is slower, on a CPU much.
         device=default_device() if recipe.quantization.is_on else None,
         tokenizer=tokenizer,
+        attention=recipe.attention,
         quantization=recipe.quantization,
     )
     say_what_is_quantized(model)
@@ -328,3 +357,7 @@ def _printer(console: Console) -> Echo:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     return echo
+
+
+def _write_line(line: str) -> None:
+    os.write(2, f"\n{line}\n".encode())

@@ -7,6 +7,9 @@ are read just before the optimizer step, when the device is still busy with the 
 from typing import Any
 
 import torch
+from torch import distributed, nn
+from torch.distributed.tensor import DTensor
+from torch.linalg import vector_norm
 from transformers import TrainerCallback
 
 from memdlm.errors import NonFiniteError
@@ -53,7 +56,7 @@ class NonFiniteGuard(TrainerCallback):
                 raise NonFiniteError(
                     f"the training loss became inf or nan at step {state.global_step + 1}, whose "
                     "update was not made: lower learning_rate or max_grad_norm and start again, or "
-                    "go on from a checkpoint some steps earlier"
+                    "go on with them from the last checkpoint, whose weights are finite"
                 )
             self._dropped_in_a_row = 0 if all_alive else self._dropped_in_a_row + 1
             if self._dropped_in_a_row >= MAX_DROPPED_IN_A_ROW:
@@ -71,9 +74,27 @@ class NonFiniteGuard(TrainerCallback):
         Raises:
             NonFiniteError: If a trained weight is inf or nan.
         """
-        trained = [] if model is None else [p for p in model.parameters() if p.requires_grad]
-        if not all(bool(parameter.detach().isfinite().all()) for parameter in trained):
+        if model is not None and not trained_weights_are_finite(model):
             raise NonFiniteError(
                 f"training ended at step {state.global_step} with inf or nan in the weights: lower "
                 "learning_rate or max_grad_norm and start again"
             )
+
+
+def trained_weights_are_finite(model: nn.Module) -> bool:
+    """Tell whether no trained weight is inf or nan; waits for the device, once.
+
+    Of weights that are spread over processes each looks at its own part; then all agree.
+    """
+    trained = [p.detach() for p in model.parameters() if p.requires_grad]
+    parts = [p.to_local() if isinstance(p, DTensor) else p for p in trained]
+    norms = [vector_norm(part, ord=torch.inf).float() for part in parts if part.numel()]
+    if not parts:
+        return True
+    # A process may hold no part of any.
+    norms = norms or [torch.zeros((), device=parts[0].device)]
+    finite = torch.stack(norms).isfinite().all()
+    if distributed.is_available() and distributed.is_initialized():
+        finite = finite.int()
+        distributed.all_reduce(finite, distributed.ReduceOp.MIN)
+    return bool(finite)

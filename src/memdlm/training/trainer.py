@@ -4,6 +4,7 @@ Every random draw of the method comes from a stream named by (seed, step, micro-
 that memory on and off see the same batches and masks, and a resumed run continues exactly.
 """
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,8 +13,9 @@ import torch
 from torch import nn
 from torch.utils.data import RandomSampler
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
+from transformers.trainer_utils import EvalLoopOutput
 
 from memdlm.backbones.adapters import add_lora
 from memdlm.backbones.base import DiffusionMaskedLM
@@ -21,13 +23,18 @@ from memdlm.backbones.loading import load_model
 from memdlm.backbones.quantization import is_quantized
 from memdlm.data.collation import Collator
 from memdlm.diffusion.states import CleanBatch
-from memdlm.errors import CheckpointError, ConfigError, DataError, UsageError
+from memdlm.errors import CheckpointError, ConfigError, DataError, NonFiniteError, UsageError
+from memdlm.files import defect, is_disk_full
 from memdlm.seeding import derive_seed, preserved_rng
+from memdlm.training.checkpoints import CheckpointFolder
 from memdlm.training.config import MemDLMConfig
-from memdlm.training.guard import NonFiniteGuard
+from memdlm.training.guard import NonFiniteGuard, trained_weights_are_finite
 from memdlm.training.metrics import StepMetrics
 from memdlm.training.outer_step import OuterStep, plan_step
+from memdlm.training.resuming import apply_settings, settings_of
 from memdlm.training.row_order import SeededOrder
+
+_LOGGER = logging.getLogger("memdlm")
 
 
 class MemDLMTrainer(Trainer):
@@ -98,6 +105,7 @@ class MemDLMTrainer(Trainer):
         self.metrics = {"train": StepMetrics(), "eval": StepMetrics()}
         self._micro_batch = (-1, 0)
         self._eval_batch = 0
+        self._staging: Path | None = None
 
     def _token_id(self, name: str, tokenizer: Any) -> int:
         for source in (self.outer_step.backbone.config, tokenizer):
@@ -111,36 +119,118 @@ class MemDLMTrainer(Trainer):
     def train(  # type: ignore[override]
         self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
     ) -> Any:
-        """Train, or continue from a checkpoint.
+        """Train, or continue from a checkpoint (True: the newest whole one in `output_dir`).
+
+        Settings given now hold, also where the checkpoint was written with others.
 
         Raises:
-            CheckpointError: If the checkpoint holds weights only, from which no run can continue.
+            CheckpointError: If the checkpoint is not whole, does not fit the model, or holds
+                weights only, from which no run can continue.
             NonFiniteError: If the loss becomes inf or nan.
         """
+        folder = CheckpointFolder(str(self.args.output_dir))
+        if self.args.should_save:
+            folder.tidy()
+        self.accelerator.wait_for_everyone()
         if resume_from_checkpoint is True:
-            output_dir = str(self.args.output_dir)
-            resume_from_checkpoint = get_last_checkpoint(output_dir)
-            if resume_from_checkpoint is None:
+            newest = folder.newest(_LOGGER.warning)
+            if newest is None:
                 raise CheckpointError(
-                    f"{output_dir}: no checkpoint to resume from; start without resuming"
+                    f"{folder.path}: no checkpoint to resume from; start without resuming"
                 )
-        if isinstance(resume_from_checkpoint, str | Path):
-            folder = Path(resume_from_checkpoint)
-            if not (folder / "optimizer.pt").exists():
+            resume_from_checkpoint = str(newest)
+        elif resume_from_checkpoint:
+            reason = defect(Path(resume_from_checkpoint))
+            if reason is not None:
                 raise CheckpointError(
-                    f"{folder}: no optimizer.pt, so the run cannot be continued; choose a "
-                    "checkpoint saved with save_only_model: false"
+                    f"{resume_from_checkpoint} cannot be resumed because {reason}; choose another "
+                    "checkpoint"
                 )
+        if resume_from_checkpoint and not any(Path(resume_from_checkpoint).glob("optimizer*")):
+            raise CheckpointError(
+                f"{resume_from_checkpoint}: no optimizer state, so the run cannot be continued; "
+                "choose a checkpoint saved with save_only_model: false"
+            )
         self._micro_batch = (-1, 0)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Let the Trainer write a checkpoint aside, then put it in place whole.
+
+        Raises:
+            NonFiniteError: A trained weight is inf or nan: the last checkpoint stays the last.
+            CheckpointError: The disk is full.
+        """
+        step = self.state.global_step
+        if not trained_weights_are_finite(model):
+            raise NonFiniteError(
+                f"weights became inf or nan by step {step}, which is not saved: lower "
+                "learning_rate or max_grad_norm and start again, or go on with them from the last "
+                "checkpoint, whose weights are finite"
+            )
+        folder = CheckpointFolder(self._get_output_dir(trial))
+        commits = self.args.should_save
+        try:
+            with folder.writing(
+                step, commits=commits, wait=self.accelerator.wait_for_everyone
+            ) as self._staging:
+                super()._save_checkpoint(model, trial)
+                if commits and self.state.best_global_step:
+                    self._place_best(folder, self._staging / f"checkpoint-{step}")
+        except Exception as error:
+            if is_disk_full(error):
+                raise CheckpointError(
+                    f"the disk is full, so step {step} could not be saved in {folder.path}; "
+                    "earlier checkpoints are whole: free some space and resume"
+                ) from error
+            raise
+        finally:
+            self._staging = None
+        if commits:
+            keep = [f"checkpoint-{step}", self.state.best_model_checkpoint or ""]
+            folder.rotate(self.args.save_total_limit, keep)
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(folder.path / f"checkpoint-{step}"))
+
+    def _place_best(self, folder: CheckpointFolder, staged: Path) -> None:
+        """Have the best checkpoint called by the place it has when all is done."""
+        best = folder.path / f"checkpoint-{self.state.best_global_step}"
+        if best.is_dir() or best.name == staged.name:
+            self.state.best_model_checkpoint = str(best)
+            self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push nothing yet: the folder being written is about to be renamed."""
+
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        position = super()._init_training_state(max_steps, *args, **kwargs)
+        self.state.compute_steps(self.args, max_steps)  # those of the checkpoint hold otherwise
+        return position
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        settings = settings_of(self.optimizer)
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            apply_settings(settings, self.optimizer, self.lr_scheduler)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        if model is None and isinstance(self.model, DiffusionMaskedLM):
-            _load_official(self.model, resume_from_checkpoint)
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        try:
+            if model is None and isinstance(self.model, DiffusionMaskedLM):
+                _load_official(self.model, resume_from_checkpoint)
+            else:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+        except RuntimeError as error:
+            if "size mismatch" not in str(error):
+                raise
+            raise CheckpointError(
+                f"{resume_from_checkpoint} does not fit the model: resume with the model and "
+                "adapter that the run was started with"
+            ) from error
 
     def _load_best_model(self) -> None:
         is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
