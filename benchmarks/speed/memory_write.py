@@ -23,6 +23,7 @@ from memdlm.backbones.llada import LLaDAConfig, LLaDAForMaskedLM
 from memdlm.backbones.llada2 import LLaDA2Config, LLaDA2ForMaskedLM
 from memdlm.backbones.llada_moe import LLaDAMoEConfig, LLaDAMoEForMaskedLM
 from memdlm.diffusion.objective import ObjectiveConfig
+from memdlm.memory.budget import memory_bytes
 from memdlm.memory.config import MemoryConfig
 from memdlm.memory.fast_weights import FastWeights
 from memdlm.memory.inner_loop import plan_inner_loop, run_inner_loop
@@ -80,15 +81,24 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", type=int, default=[256, 2048, 8192])
     arguments = parser.parse_args()
     results = []
-    print(f"{'model':<18}{'tokens':>8}{'forward TFLOPs':>16}{'write TFLOPs':>14}{'forwards':>10}")
+    print(
+        f"{'model':<18}{'tokens':>8}{'forward TFLOPs':>16}{'write TFLOPs':>14}{'forwards':>10}"
+        f"{'memory MiB':>12}"
+    )
     for name in arguments.models:
         model = build(name)
+        size = memory_bytes(place(model.model, MemoryConfig()), MemoryConfig())
         for length in arguments.lengths:
             flops = write_cost(model, length, MemoryConfig())
             ratio = flops["write"] / flops["forward"]
             forward, write = flops["forward"] / 1e12, flops["write"] / 1e12
-            print(f"{name:<18}{length:>8}{forward:>16.3f}{write:>14.3f}{ratio:>10.2f}")
-            results.append({"model": name, "tokens": length, **flops, "forwards": ratio})
+            print(
+                f"{name:<18}{length:>8}{forward:>16.3f}{write:>14.3f}{ratio:>10.2f}"
+                f"{size / 2**20:>12.1f}"
+            )
+            results.append(
+                {"model": name, "tokens": length, **flops, "forwards": ratio, "bytes": size}
+            )
     print(json.dumps(results))
 
 
