@@ -147,13 +147,14 @@ def test_four_bits_shrink_the_weights_but_not_their_number(memdlm, recipe_of_sha
     assert weights[0] - tables < 0.3 * (weights[1] - tables)
 
 
-@pytest.mark.parametrize("name", ["llada_8b_lora", "llada_moe_lora"])
+@pytest.mark.parametrize("name", ["llada/llada_8b_lora", "llada_moe/llada_moe_lora"])
 def test_shipped_recipes_plan_with_the_shape_of_their_model(memdlm, tmp_path, name) -> None:
     config = (
         LLaDAConfig(mlp_hidden_size=12288, architectures=["LLaDAModelLM"], n_layers=3)
-        if name == "llada_8b_lora"
+        if name.startswith("llada/")
         else LLaDAMoEConfig(architectures=["LLaDAMoEModelLM"], num_hidden_layers=3)
     )
+    config.dtype = "bfloat16"  # as the published files say; the recipes keep the file's type
     config.save_pretrained(tmp_path)
     figures = planned(memdlm, RECIPES / f"{name}.yaml", "--set", f"model={tmp_path}")
     assert figures["length"] == 4096

@@ -74,7 +74,7 @@ def test_a_resolved_recipe_reads_back_as_itself(tmp_path) -> None:
         ({"memroy": {}}, r"unknown key memroy; did you mean memory\?"),
         ({"training": {"learning_rat": 1}}, "did you mean training.learning_rate"),
         ({"tiny": {"sizes": {"widht": 1}}}, r"tiny.sizes.widht; did you mean tiny.sizes.width\?"),
-        ({"zzz": 1}, "unknown key zzz; valid keys: model, dtype, tiny"),
+        ({"zzz": 1}, "unknown key zzz; valid keys: preset, model, dtype"),
         ({"rank": 3}, r"unknown key rank; did you mean adapter.rank or memory.rank\?"),
         ({"num_train_epochs": 3}, r"did you mean training.num_train_epochs\?"),
         ({"tiny": {"width": 3}}, r"unknown key tiny.width; did you mean tiny.sizes.width\?"),

@@ -12,6 +12,7 @@ from typing import Any
 from memdlm.backbones.loading import DTYPES
 from memdlm.backbones.quantization import QuantizationConfig, check_dtype
 from memdlm.backbones.tiny import TINY_FAMILIES, TinySizes
+from memdlm.cli.presets import PRESETS, with_preset
 from memdlm.cli.settings import apply_overrides, build, check_values, read_yaml, to_plain
 from memdlm.data.config import DataConfig
 from memdlm.data.tasks.config import TaskConfig
@@ -105,6 +106,14 @@ class RecipeData(DataConfig):
 class Recipe:
     """One training run. Only differences from these defaults need to be written."""
 
+    preset: str | None = field(
+        default=None,
+        metadata={
+            "help": "A named set of defaults, which the recipe's own keys override: reference (the "
+            "published code's choices; docs/paper-notes.md lists them). null: none.",
+            "choices": tuple(PRESETS),
+        },
+    )
     model: str | None = field(
         default=None,
         metadata={"help": "Folder or hub name of a checkpoint; exclusive with `tiny`."},
@@ -112,6 +121,13 @@ class Recipe:
     dtype: str = field(
         default="auto",
         metadata={"help": f"Type of the model's weights: {', '.join(DTYPES)} (auto: the file's)."},
+    )
+    attention: str | None = field(
+        default=None,
+        metadata={
+            "help": "full or, for LLaDA2.x, block_causal; null: as the checkpoint says, which is "
+            "full for published ones (the paper's code trains with full attention)."
+        },
     )
     tiny: TinyConfig | None = field(
         default=None, metadata={"help": "Build a tiny network instead; `tiny: {}` suffices."}
@@ -162,6 +178,8 @@ class Recipe:
             raise ConfigError(f"dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}")
         if self.quantization.is_on:
             self._check_quantization()
+        if self.attention not in (None, "full") and self.tiny is not None:
+            raise ConfigError(f"attention: {self.attention!r} is for checkpoints; leave it out")
         if self.data.train is None and self.data.tasks is None:
             raise ConfigError(
                 "data.train is not set: name a .jsonl, .json or .parquet file or hub id, or "
@@ -195,7 +213,7 @@ def load_recipe(path: Path, assignments: Sequence[str] = ()) -> Recipe:
 
 def build_recipe(data: Mapping[str, Any], source: str) -> Recipe:
     """Build a recipe from plain data; `source` names it in messages (see `load_recipe`)."""
-    recipe = build(Recipe, data, source)
+    recipe = build(Recipe, with_preset(data, source), source)
     for key in SET_ELSEWHERE:
         if key in recipe.training:
             place = "--resume" if key == "resume_from_checkpoint" else f"the top-level key {key}"

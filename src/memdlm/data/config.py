@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from memdlm.errors import ConfigError
 
 FORMATS = ("auto", "prompt_completion", "conversational", "alpaca")
-OVERLONG = ("filter", "truncate")
+OVERLONG = ("filter", "truncate", "truncate_right")
 ON_EMPTY = ("error", "drop")
 CHAT_TEMPLATE = ("auto", "never")
 STANDARD_COLUMNS = ("prompt", "completion", "messages", "instruction", "input", "output")
@@ -70,7 +70,8 @@ class DataConfig:
         metadata={
             "help": "Rows longer than `max_length`: filter drops them (the paper's text), truncate "
             "cuts the response on the right, then the prompt on the left; at least one response "
-            "token stays (the paper's scripts can lose the whole response).",
+            "token stays. truncate_right only cuts on the right (the paper's scripts), and drops "
+            "rows whose prompt fills the window: nothing of them is left to learn.",
             "choices": OVERLONG,
         },
     )

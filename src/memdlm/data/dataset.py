@@ -44,7 +44,8 @@ class DataReport:
         read: Rows before any was dropped.
         kept: Rows in the data set.
         cut: Rows shortened to `max_length`.
-        overlong: Rows dropped because they exceed `max_length`.
+        overlong: Rows dropped because they, or with `truncate_right` their prompts, fill the
+            window.
         empty: Rows dropped because their response is empty.
         max_length: The window.
         num_tokens: Tokens of all kept rows.
@@ -260,7 +261,7 @@ def _encode(
             longest = max(longest, length)
             shortest = length if shortest is None else min(shortest, length)
             if length > config.max_length:
-                if config.overlong == "filter":
+                if not _can_be_cut(example, config):
                     overlong += 1
                     continue
                 cut += 1
@@ -289,6 +290,13 @@ def _encode(
     if not examples:
         raise DataError(_nothing_left(report))
     return EncodedDataset(examples, report)
+
+
+def _can_be_cut(example: Example, config: DataConfig) -> bool:
+    """Tell whether a row beyond the window may be shortened to it."""
+    if config.overlong == "truncate_right":
+        return example.prompt_length < config.max_length
+    return config.overlong == "truncate"
 
 
 def _nothing_left(report: DataReport) -> str:
