@@ -138,16 +138,22 @@ def _memory_table(planned: "Plan") -> Any:
 
     from memdlm.planning.gpus import reserve
 
-    table = Table("memory, GiB", box=box.SIMPLE_HEAD, pad_edge=False)
+    peak = planned.step.peak_bytes
+    # Of a tiny network every part would read 0.00 GiB.
+    unit, name, digits = (_GIB, "GiB", 2) if peak >= _GIB else (2**20, "MiB", 1)
+
+    def shown(size: int) -> str:
+        return f"{size / unit:,.{digits}f}"
+
+    table = Table(f"memory, {name}", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("at the peak", "at most"):
         table.add_column(name, justify="right")
     for part, size in planned.step.peak.items():
         if most := planned.step.largest[part]:
-            table.add_row(part.replace("_", " "), f"{size / _GIB:.2f}", f"{most / _GIB:.2f}")
-    peak = planned.step.peak_bytes
+            table.add_row(part.replace("_", " "), shown(size), shown(most))
     table.add_section()
-    table.add_row("all tensors", f"{peak / _GIB:.2f}", "")
-    table.add_row("reserve (CUDA context, fragmentation)", f"{reserve(peak) / _GIB:.2f}", "")
+    table.add_row("all tensors", shown(peak), "")
+    table.add_row("reserve (CUDA context, fragmentation)", shown(reserve(peak)), "")
     return table
 
 
