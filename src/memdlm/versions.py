@@ -1,7 +1,9 @@
 """What a figure or a bug report must say about the machine it comes from."""
 
 import platform
+import subprocess
 from importlib import metadata
+from pathlib import Path
 
 PACKAGES = (
     "memdlm",
@@ -38,6 +40,26 @@ def collect_devices() -> dict[str, str]:
         name = torch.cuda.get_device_name() if accelerator.type == "cuda" else ""
         found["accelerator"] = f"{torch.accelerator.device_count()} x {accelerator.type} {name}"
     return found
+
+
+def collect_commit(folder: Path) -> dict[str, str]:
+    """Return the git commit of `folder`, "dirty" beside it where tracked files differ from it.
+
+    Where there is none (no repository, no git, no commit yet), it says so.
+    """
+    # Reading must not refresh the index, which would wait for, or disturb, another git.
+    git = ["git", "--no-optional-locks", "-C", str(folder)]
+    try:
+        commit = _output([*git, "rev-parse", "--verify", "HEAD"])
+        changes = _output([*git, "status", "--porcelain", "--untracked-files=no"])
+    except (OSError, subprocess.SubprocessError):
+        return {"git_commit": "none"}
+    return {"git_commit": f"{commit} dirty" if changes else commit}
+
+
+def _output(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    return done.stdout.strip()
 
 
 def _own_version() -> str:

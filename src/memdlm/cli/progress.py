@@ -92,7 +92,7 @@ class TrainingProgress(TrainerCallback):
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every log to a JSONL file, one object with its step per line."""
+    """Appends every log to a JSONL file, one object per line, with its step and Unix time."""
 
     def __init__(self, path: Path) -> None:
         """Write to `path`."""
@@ -114,7 +114,7 @@ class MetricsFile(TrainerCallback):
         """Append one line."""
         if logs is None or not state.is_world_process_zero:
             return
-        record = {"step": state.global_step, **logs}
+        record = {"step": state.global_step, **logs, "time": round(time.time(), 3)}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 

@@ -1,10 +1,11 @@
 """The folder of one training run: made whole or not at all, never overwritten by accident.
 
 recipe.yaml      the resolved recipe; marks the folder as a run
-versions.json    what it was run with
+versions.json    what it was run with: packages, devices, the working directory's git commit
 data.json        hashes of the data
 resumes.jsonl    one line per --resume: from which step, and what --force let pass
 metrics.jsonl    one line per log
+tracking/        what tensorboard, trackio and wandb have kept, where the recipe asks for them
 base/            the untrained network, where a tiny one carries an adapter
 checkpoints/     what --resume continues from (see memdlm.training.checkpoints)
 model/           final model and tokenizer, official layout; or
@@ -31,6 +32,7 @@ VERSIONS = "versions.json"
 DATA = "data.json"
 RESUMES = "resumes.jsonl"
 METRICS = "metrics.jsonl"
+TRACKING = "tracking"
 BASE = "base"
 CHECKPOINTS = "checkpoints"
 RESULTS = ("model", "adapter")
@@ -58,16 +60,27 @@ class RunFolder:
         Raises:
             CheckpointError: The file cannot be read.
         """
-        path = self.path / DATA
+        return self._recorded(DATA, "delete it to go on without comparing the data")
+
+    def recorded_versions(self) -> dict[str, str]:
+        """Return what the run in this folder was started with (see `memdlm.versions`).
+
+        Raises:
+            CheckpointError: The file cannot be read.
+        """
+        return self._recorded(VERSIONS, "delete it to go on without it")
+
+    def _recorded(self, name: str, fix: str) -> dict[str, str]:
+        path = self.path / name
         try:
-            hashes: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+            recorded = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(recorded, dict):
+                raise ValueError("it is no mapping")
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"cannot read {path}: delete it to go on without comparing the data"
-            ) from error
-        return hashes
+            raise CheckpointError(f"cannot read {path}: {fix}") from error
+        return recorded
 
     def note_resume(self, checkpoint: Path | None, changed: list[str]) -> None:
         """Append to the list of resumes; `changed` is what differs from the run so far."""

@@ -25,8 +25,18 @@ from memdlm.cli.progress import MetricsFile, TrainingProgress
 from memdlm.cli.quiet import say_what_is_quantized
 from memdlm.cli.recipe import Recipe, RecipeData, TinyConfig, resolved
 from memdlm.cli.resuming import compare_data, compare_recipe
-from memdlm.cli.run_folder import BASE, CHECKPOINTS, DATA, METRICS, RECIPE, VERSIONS, RunFolder
+from memdlm.cli.run_folder import (
+    BASE,
+    CHECKPOINTS,
+    DATA,
+    METRICS,
+    RECIPE,
+    TRACKING,
+    VERSIONS,
+    RunFolder,
+)
 from memdlm.cli.settings import to_yaml
+from memdlm.cli.tracking import tracking
 from memdlm.data.dataset import (
     DataSplits,
     check_context,
@@ -43,7 +53,7 @@ from memdlm.seeding import derive_seed, preserved_rng
 from memdlm.training.config import MemDLMConfig
 from memdlm.training.signals import StopOnSignal
 from memdlm.training.trainer import MemDLMTrainer
-from memdlm.versions import collect_devices, collect_versions
+from memdlm.versions import collect_commit, collect_devices, collect_versions
 
 Echo = Callable[[str], None]
 
@@ -101,7 +111,8 @@ def run_recipe(
     say = _printer(console)
     # A handler must not use the console, which may be in the middle of something.
     notice: Echo = _write_line if console.is_terminal and not quiet else lambda line: None
-    with StopOnSignal(notice) as stop:
+    trackers = tracking(recipe.training.get("report_to"), folder.path / TRACKING)
+    with StopOnSignal(notice) as stop, trackers:
         tokenizer, splits = load_data(recipe, (lambda line: None) if quiet else say)
         hashes = data_hashes(recipe.data, splits)
         if resume:
@@ -129,10 +140,11 @@ def run_recipe(
                     model.save_pretrained(staging / BASE)
                     tokenizer.save_pretrained(staging / BASE)
                 trainer = prepare(staging)
-                versions = {**collect_versions(), **collect_devices()}
+                versions = {**collect_versions(), **collect_devices(), **collect_commit(Path())}
                 write_text(staging / VERSIONS, json.dumps(versions, indent=2) + "\n")
                 _record(staging, plain, hashes)
             trainer.args.output_dir = str(folder.path / CHECKPOINTS)
+        trainer.args.run_name = trainer.args.run_name or folder.path.resolve().name
         progress = TrainingProgress(console, quiet)
         for callback in (progress, MetricsFile(folder.path / METRICS), stop):
             trainer.add_callback(callback)
@@ -301,6 +313,7 @@ def training_arguments(recipe: Recipe, checkpoints: Path) -> MemDLMConfig:
     on_cpu = default_device().type == "cpu"
     values: dict[str, Any] = {
         "report_to": "none",
+        "project": "memdlm",
         "disable_tqdm": True,
         "logging_steps": 10,
         "save_total_limit": 2,

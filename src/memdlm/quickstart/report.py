@@ -1,29 +1,17 @@
 """Draws the quickstart's results: a text table, plots, and one self-contained HTML page."""
 
-import base64
 import html
-import io
+import json
 from pathlib import Path
 from typing import Any
 
 from memdlm.quickstart.config import SETTINGS
+from memdlm.reporting.figures import figure, png
+from memdlm.reporting.page import Place, Section, image, table
 
 _COLOURS = dict(zip(SETTINGS, ("#7a7a7a", "#3b7dd8", "#d8623b"), strict=True))
 
 _GUESSING = "choosing among the values present"
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
-       color: #222; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; } th, td { padding: .3rem .8rem; text-align: right; }
-th:first-child, td:first-child { text-align: left; white-space: nowrap; }
-table + table { margin-top: 1.2rem; } table { font-size: .95rem; }
-thead th { border-bottom: 2px solid #222; } tbody tr { border-bottom: 1px solid #ddd; }
-.guess td { color: #777; font-style: italic; } img { max-width: 100%; }
-.note { color: #555; } code { background: #f3f3f3; padding: .1rem .3rem; }
-pre { background: #f3f3f3; padding: .8rem; overflow-x: auto; font-size: .85rem; }
-"""
 
 
 def table_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -47,50 +35,38 @@ def write_report(results: dict[str, Any], output: Path) -> Path:
         "exposure_bias": _plot_exposure_bias(results),
         "training": _plot_training(results),
     }
-    for name, png in figures.items():
-        (output / f"{name}.png").write_bytes(png)
-    page = output / "report.html"
-    page.write_text(_page(results, figures), encoding="utf-8")
-    return page
+    section = Section("", _body(results, figures), figures)
+    return Place(output / "report.html").write("MemDLM quickstart", [section])
 
 
-def _page(results: dict[str, Any], figures: dict[str, bytes]) -> str:
-    import json
-
+def _body(results: dict[str, Any], figures: dict[str, bytes]) -> str:
     config = results["config"]
     header, rows = table_rows(results)
     settings = json.dumps(
         {key: results[key] for key in ("config", "objective", "versions", "seconds")}, indent=1
     )
     parts = [
-        "<h1>MemDLM quickstart</h1>",
         f"<p>A tiny LLaDA ({results['num_parameters']:,} parameters) was fine-tuned for "
         f"{config['num_steps']} steps of {config['batch_size']} rows with Standard MDLM and with "
         "MemDLM, from the same weights, batches and masks. Exact answers on held-out tasks whose "
         "values never occur in training, at the training length and beyond; seed "
         f"{config['seed']}, {config['num_eval_examples']} rows per length.</p>",
-        _html_table(header, rows),
+        table(header, rows, muted=[_GUESSING]),
         '<p class="note">Exposure bias: negative log-likelihood of the answer in the model\'s own '
         "context over that in clean context, all denoising steps but the first; 1 is none. One "
         "seed of a tiny model says little: see docs/log.md for several.</p>",
         "<h2>Accuracy by length</h2>",
-        _image(figures["accuracy"], "accuracy by length"),
+        image(figures["accuracy"], "accuracy by length"),
         "<h2>By task</h2>",
         _task_tables(results),
         "<h2>Exposure bias over the denoising steps</h2>",
-        _image(figures["exposure_bias"], "exposure bias by step"),
+        image(figures["exposure_bias"], "exposure bias by step"),
         "<h2>Training</h2>",
-        _image(figures["training"], "training curves"),
+        image(figures["training"], "training curves"),
         "<h2>Settings</h2>",
         f"<pre>{html.escape(settings)}</pre>",
     ]
-    body = "\n".join(parts)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>MemDLM quickstart</title><style>{_STYLE}</style></head>\n"
-        f"<body>\n{body}\n</body></html>\n"
-    )
+    return "\n".join(parts)
 
 
 def _task_tables(results: dict[str, Any]) -> str:
@@ -106,43 +82,12 @@ def _task_tables(results: dict[str, Any]) -> str:
             [name, *(f"{100 * accuracy[str(factor)][task]:.1f} %" for task in tasks)]
             for name, accuracy in sources.items()
         ]
-        parts.append(_html_table(header, rows))
+        parts.append(table(header, rows, muted=[_GUESSING]))
     return "\n".join(parts)
 
 
-def _html_table(header: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    lines = []
-    for row in rows:
-        kind = ' class="guess"' if row[0] == _GUESSING else ""
-        lines.append(f"<tr{kind}>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>")
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-
-
-def _image(png: bytes, alternative: str) -> str:
-    data = base64.b64encode(png).decode()
-    return f'<img alt="{alternative}" src="data:image/png;base64,{data}">'
-
-
-def _figure() -> tuple[Any, Any]:
-    # The object interface: no global state and no display needed.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 3.6), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.3)
-    return figure, axes
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
-
-
 def _plot_accuracy(results: dict[str, Any]) -> bytes:
-    figure, axes = _figure()
+    made, (axes,) = figure()
     factors = [str(factor) for factor in results["config"]["length_factors"]]
     width = 0.26
     for offset, (setting, figures) in enumerate(results["settings"].items()):
@@ -158,11 +103,11 @@ def _plot_accuracy(results: dict[str, Any]) -> bytes:
     axes.set_ylabel("exact answers, %")
     axes.set_ylim(0, 108)
     axes.legend(frameon=False, fontsize=8)
-    return _png(figure)
+    return png(made)
 
 
 def _plot_exposure_bias(results: dict[str, Any]) -> bytes:
-    figure, axes = _figure()
+    made, (axes,) = figure()
     for setting, figures in results["settings"].items():
         bias = figures["exposure_bias"]
         committed = [100 * (1 - ratio) for ratio in bias["mask_ratio"]]
@@ -172,11 +117,11 @@ def _plot_exposure_bias(results: dict[str, Any]) -> bytes:
     axes.set_yscale("log")
     axes.set_ylabel("sequential / static NLL")
     axes.legend(frameon=False, fontsize=8)
-    return _png(figure)
+    return png(made)
 
 
 def _plot_training(results: dict[str, Any]) -> bytes:
-    figure, axes = _figure()
+    made, (axes,) = figure()
     names = {"mdlm": ("Standard MDLM", SETTINGS[0]), "memdlm": ("MemDLM", SETTINGS[1])}
     for key, (label, setting) in names.items():
         curve = results["curves"][key]
@@ -185,4 +130,4 @@ def _plot_training(results: dict[str, Any]) -> bytes:
     axes.set_xlabel("step")
     axes.set_ylabel("training NLL per masked token\n(MemDLM: with its memory)", fontsize=9)
     axes.legend(frameon=False, fontsize=8)
-    return _png(figure)
+    return png(made)
