@@ -258,7 +258,7 @@ def _encode(
         raise DataError(f"prompt {number}: {error}") from error
     try:
         context = unwrap(model).config.max_position_embeddings
-        check_prompt_fits(len(ids), context, sampling.max_new_tokens)
+        check_prompt_fits(len(ids), context, 0 if sampling.infill else sampling.max_new_tokens)
     except DataError as error:
         raise DataError(
             f"prompt {number}: {error}; or write a memory of the text, chunk by chunk "

@@ -103,6 +103,18 @@ def test_the_last_state_of_the_page_is_the_answer(memdlm, trained, tmp_path) -> 
     assert [file.name for file in tmp_path.iterdir()] == ["trace.html"]
 
 
+def test_a_prompt_that_is_filled_in_is_played_whole(memdlm, trained, tmp_path) -> None:
+    place = tmp_path / "trace.html"
+    infill = ("--set", "sampling.infill=true", "--set", "sampling.suppress_tokens=[0,1,2,3]")
+    prompt = "ada hid <|mask|> key <|mask|>"
+    options = ("--memory", "off", *infill, "--trace", place, prompt)
+    result = memdlm("generate", "--model", trained, *options)
+    assert (result.code, len(result.out.split())) == (0, 5), result.err
+    slots = trace_of(place)["prompts"][0]["slots"]
+    assert [slot[0][0] > 0 for slot in slots] == [False, False, True, False, True]
+    assert "".join(slot[-1][1] for slot in slots) == result.out.strip()
+
+
 def test_a_failed_answer_leaves_no_page(memdlm, trained, tmp_path) -> None:
     place = tmp_path / "trace.html"
     memdlm("generate", "--model", trained, "key " * 70, "--trace", place).error_line(1)
