@@ -8,7 +8,7 @@ from memdlm.errors import ConfigError
 
 KINDS = ("lora", "full")
 SCOPES = ("ffn", "ffn_attention", "modules")
-SHARINGS = ("sequence", "batch")
+SHARINGS = ("sequence", "batch", "global_batch")
 CLIP_SCOPES = ("local", "global")
 TRAJECTORY_NAMES = ("anchor_consistent", "pre_anchor_only", "anchor_to_target", "inconsistent")
 SUPERVISIONS = ("masked", "newly_revealed")
@@ -65,8 +65,9 @@ class MemoryConfig:
     sharing: str = field(
         default="sequence",
         metadata={
-            "help": "One memory per sequence, as the paper's abstract says, or one shared by the "
-            "batch, as its published code trains."
+            "help": "One memory per sequence, as the paper's abstract says; one per batch, each "
+            "process its own, as the published code trains; or one for the batches of all "
+            "processes (global_batch), whose inner gradients are then summed over them."
         },
     )
     num_steps: int = field(

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import torch
 
 from memdlm.backbones.base import DiffusionMaskedLM, LayerInputs
+from memdlm.backbones.sharded import forward_goes_on
 from memdlm.diffusion.objective import ObjectiveConfig, coefficients, row_weights
 from memdlm.diffusion.states import CleanBatch, State
 from memdlm.diffusion.supervision import Supervision
+from memdlm.memory import across_processes
 from memdlm.memory.config import MemoryConfig
 from memdlm.memory.fast_weights import FastWeights
 from memdlm.memory.losses import INNER_LOSSES, Prediction
@@ -44,11 +46,14 @@ class InnerPlan:
         states: Distinct token ids [B, L] int64 that steps refer to.
         anchor: Index of the outer state x_t among them; None if no step visits it.
         steps: All steps, epochs unrolled.
+        counts: What the normaliser counts in this process [steps] float32, where the memory is
+            shared by all processes; None elsewhere.
     """
 
     states: tuple[torch.Tensor, ...]
     anchor: int | None
     steps: tuple[InnerStep, ...]
+    counts: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "InnerPlan":
         """Return a copy on `device`, without waiting for it."""
@@ -59,6 +64,7 @@ class InnerPlan:
                 InnerStep(step.source, step.target, step.supervision.to(device))
                 for step in self.steps
             ),
+            None if self.counts is None else self.counts.to(device, non_blocking=True),
         )
 
 
@@ -124,6 +130,7 @@ def plan_inner_loop(
         return len(states) - 1
 
     steps = []
+    counts = []
     for transition in trajectory.transitions:
         supervised = transition.supervised(config.supervision)
         factors = coefficients(
@@ -133,6 +140,7 @@ def plan_inner_loop(
             normaliser=config.normaliser,
             rows_are_independent=config.sharing == "sequence",
         )
+        counts.append(float(supervised.sum() if config.normaliser == "token" else len(supervised)))
         steps.append(
             InnerStep(
                 index_of(transition.source),
@@ -141,7 +149,13 @@ def plan_inner_loop(
             )
         )
     anchor = next((i for i, state in enumerate(states) if state is trajectory.anchor), None)
-    return InnerPlan(tuple(state.ids for state in states), anchor, tuple(steps) * config.num_epochs)
+    shared = config.sharing == "global_batch"
+    return InnerPlan(
+        tuple(state.ids for state in states),
+        anchor,
+        tuple(steps) * config.num_epochs,
+        torch.tensor(counts * config.num_epochs) if shared else None,
+    )
 
 
 def run_inner_loop(
@@ -177,19 +191,29 @@ def run_inner_loop(
         return _predict(lm, prefixes[state], inputs, first, supervision)
 
     alive = torch.ones(fast.num_rows, dtype=torch.bool, device=inputs.position_embeddings[0].device)
+    shares = across_processes.shares(plan.counts, config.normaliser)
     losses, updates = [], []
-    with preserved_rng(alive.device), fast.attached(lm.model), torch.enable_grad():
+    with (
+        preserved_rng(alive.device),
+        fast.attached(lm.model),
+        forward_goes_on(lm),
+        torch.enable_grad(),
+    ):
         for index, step in enumerate(plan.steps):
             for name, tensor in fast.tensors.items():
                 fast.tensors[name] = tensor.detach().requires_grad_()
             weighted = _weighted_losses(step, predict, config)
+            if shares is not None:
+                weighted = weighted * shares[index]
             values = torch.autograd.grad(
                 weighted.sum(), list(fast.tensors.values()), materialize_grads=True
             )
             grads = dict(zip(fast.tensors, values, strict=True))
+            losses.append(_per_memory(weighted.detach(), step.supervision, fast.num_rows))
+            if shares is not None:
+                across_processes.add_up([*grads.values(), losses[-1]])
             if observe is not None:
                 observe(index, grads)
-            losses.append(_per_memory(weighted.detach(), step.supervision, fast.num_rows))
             fast.tensors, stats = sgd_step(
                 fast.tensors,
                 grads,

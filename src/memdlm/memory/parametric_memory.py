@@ -80,12 +80,17 @@ class ParametricMemory:
             objective: Noise schedule that draws the anchor.
 
         Raises:
-            ConfigError: If memory is disabled or its scope selects no module.
+            ConfigError: If memory is disabled, shared by processes, or its scope selects no module.
             UsageError: If `model` holds no backbone.
         """
         self.config = config or MemoryConfig()
         if not self.config.enabled:
             raise ConfigError("memory.enabled is off; a ParametricMemory needs it on")
+        if self.config.sharing == "global_batch":
+            raise ConfigError(
+                "memory.sharing: global_batch joins the processes of a training run; a memory "
+                "written here takes sequence or batch"
+            )
         self.objective = objective or ObjectiveConfig()
         self.backbone = unwrap(model)
         self.placement = place(self.backbone.model, self.config)

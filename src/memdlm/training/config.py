@@ -57,6 +57,10 @@ class MemDLMConfig(TrainingArguments):
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Our collator picks its columns itself."}
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False,
+        metadata={"help": "Every trained weight takes part in every step; looking costs time."},
+    )
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={"help": "Hiding nan losses costs a device sync per step; we stop on them."},

@@ -8,7 +8,7 @@ same code and the same draws. Shapes: B batch, L length, N supervised positions.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -135,13 +135,13 @@ def lay_out_step(
         inner_batch = batch if objective.padding == "supervised" else batch.without_padding()
         inner = plan_inner_loop(trajectory, inner_batch, memory, objective)
         if trajectory.anchor is not anchor:
-            inner = InnerPlan(inner.states, None, inner.steps)
+            inner = replace(inner, anchor=None)
     return StepPlan(
         noisy=anchor.ids,
         attention_mask=(~batch.padding).long() if objective.padding == "excluded" else None,
         supervision=Supervision.pack(anchor.masked, batch.clean, factors),
         inner=inner,
-        num_rows=1 if memory.sharing == "batch" else batch.clean.shape[0],
+        num_rows=batch.clean.shape[0] if memory.sharing == "sequence" else 1,
         seed_indices=seed_indices,
     )
 
@@ -242,6 +242,8 @@ class OuterStep:
         assert self.placement is not None
         device = plan.noisy.device
         seed, *indices = plan.seed_indices
+        if self.memory.sharing == "global_batch":
+            indices[-1] = 0  # one memory: every rank starts from the same
         # A meta tensor has no values to draw; its generator is the CPU's.
         source = torch.device("cpu") if device.type == "meta" else device
         return FastWeights(
