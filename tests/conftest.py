@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import torch
@@ -21,6 +22,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
     )
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep encoded rows out of the user's cache, and out of the other tests'; made when used."""
+    place = tmp_path_factory.getbasetemp() / "caches" / uuid4().hex
+    monkeypatch.setenv("MEMDLM_CACHE", str(place))
+    return place
 
 
 def make_model(family: str = "llada", seed: int = 0, **overrides: Any) -> DiffusionMaskedLM:

@@ -199,3 +199,20 @@ def test_sections_set_elsewhere_are_fields_of_the_config() -> None:
 
 def test_a_recipe_is_plain_yaml(tmp_path) -> None:
     assert yaml.safe_load(to_yaml(resolved(minimal())))["tiny"]["family"] == "llada"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "set training.max_steps"),
+        ({"training": {"max_steps": -1}}, "set training.max_steps"),
+        ({"training": {"max_steps": 3, "dataloader_num_workers": 2}}, "use 0 or 1"),
+    ],
+)
+def test_a_stream_without_an_end_or_with_several_workers_is_refused(changes, message) -> None:
+    data = {"train": "rows.jsonl", "streaming": True, "test_fraction": 0}
+    with pytest.raises(ConfigError, match=message):
+        minimal(data=data, **changes)
+    assert minimal(data=data, training={"max_steps": 3}).data.streaming
+    with pytest.raises(ConfigError, match="generated tasks have no source"):
+        minimal(data={"tasks": {}, "streaming": True, "test_fraction": 0})

@@ -386,3 +386,27 @@ def test_a_row_longer_than_the_window_is_counted(memdlm, tmp_path) -> None:
     assert result.code == 0, result.err
     assert "dropped 1 over-long" in result.err
     assert "eval" not in result.err + result.out
+
+
+def test_a_stream_trains_stops_at_max_steps_and_resumes(memdlm, tmp_path, rows_file) -> None:
+    data = {"streaming": True, "test_fraction": 0, "shuffle_buffer": 4, "num_eval_rows": 2}
+    recipe = write_recipe(
+        tmp_path, rows_file, tmp_path / "run", data={**data, "eval": str(rows_file)}
+    )
+    result = memdlm("train", recipe)
+    assert result.code == 0, result.err
+    assert "4 steps; saved" in result.out
+    assert "streamed, 4 rows at a time" in result.err
+    shutil.rmtree(tmp_path / "run" / "model")
+    weights = load_file(tmp_path / "run" / "checkpoints" / "checkpoint-4" / "model.safetensors")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "checkpoint-4")
+    assert memdlm("train", recipe, "--resume", "-q").code == 0
+    for name, value in load_file(tmp_path / "run" / "model" / "model.safetensors").items():
+        assert torch.equal(value, weights[name]), name
+
+
+def test_rows_encoded_once_are_taken_from_the_cache(memdlm, recipe) -> None:
+    assert memdlm("train", recipe).code == 0
+    again = memdlm("train", recipe, "--overwrite")
+    assert again.code == 0, again.err
+    assert "encoded rows come from the cache, " in again.err

@@ -10,6 +10,7 @@ import numpy as np
 
 from memdlm.cli.recipe import RecipeData
 from memdlm.data.dataset import DataSplits, EncodedDataset
+from memdlm.data.streaming import StreamedDataset
 from memdlm.files import content_hash
 
 
@@ -33,10 +34,13 @@ def _is_file(source: str) -> bool:
     return Path(source).expanduser().is_file()
 
 
-def _hash(source: str, rows: EncodedDataset) -> str:
+def _hash(source: str, rows: EncodedDataset | StreamedDataset) -> str:
     if _is_file(source):
         return content_hash(Path(source).expanduser())
     digest = hashlib.blake2b(digest_size=16)
+    if isinstance(rows, StreamedDataset):  # hub rows that nobody has seen yet: only their name
+        digest.update(source.encode())
+        return digest.hexdigest()
     for example in rows.examples:
         ids = np.asarray(example.input_ids, dtype=np.int64)
         digest.update(np.array([len(ids), example.prompt_length], dtype=np.int64).tobytes())

@@ -185,8 +185,25 @@ class Recipe:
                 "data.train is not set: name a .jsonl, .json or .parquet file or hub id, or "
                 "generate rows with data.tasks"
             )
+        if self.data.streaming:
+            self._check_streaming()
         if self.seed < 0:
             raise ConfigError(f"seed: {self.seed} is out of range; use 0 or more")
+
+    def _check_streaming(self) -> None:
+        if self.data.tasks is not None:
+            raise ConfigError("data.streaming reads data.train; generated tasks have no source")
+        max_steps = self.training.get("max_steps")
+        if max_steps is None or (isinstance(max_steps, int) and max_steps <= 0):
+            raise ConfigError(
+                "data.streaming: a stream has no end, so set training.max_steps to the number of "
+                "optimizer steps"
+            )
+        if self.training.get("dataloader_num_workers", 0) not in (0, 1):
+            raise ConfigError(
+                "training.dataloader_num_workers: with data.streaming every worker would read all "
+                "rows; use 0 or 1"
+            )
 
     def _check_quantization(self) -> None:
         kind = f"quantization.kind: {self.quantization.kind}"

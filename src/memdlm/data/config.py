@@ -96,6 +96,24 @@ class DataConfig:
             "share one test set (paper: 42; same rows as `datasets.train_test_split`)."
         },
     )
+    cache: bool = field(
+        default=True,
+        metadata={
+            "help": "Keep encoded rows in a cache folder (MEMDLM_CACHE, or memdlm in the user's), "
+            "under a hash of the data's bytes, the tokenizer and these settings."
+        },
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read and encode training rows as they are needed, for more than memory holds; "
+            "needs training.max_steps, and `eval` or `test_fraction: 0`."
+        },
+    )
+    shuffle_buffer: int = field(
+        default=2048,
+        metadata={"help": "Rows held, shuffled and grouped by length at a time while streaming."},
+    )
     num_rows: int | None = field(
         default=None,
         metadata={"help": "Use only the first so many rows of the training source; null: all."},
@@ -124,6 +142,13 @@ class DataConfig:
         if not 0 <= self.test_fraction < 1:
             raise ConfigError(
                 f"data.test_fraction is {self.test_fraction}: choose 0 (none) to below 1"
+            )
+        if self.shuffle_buffer < 1:
+            raise ConfigError(f"data.shuffle_buffer is {self.shuffle_buffer}: use 1 or more")
+        if self.streaming and self.eval is None and self.test_fraction > 0:
+            raise ConfigError(
+                "data.streaming does not know how many rows there are to hold out a share of: name "
+                "data.eval, or set data.test_fraction to 0"
             )
         for name in ("num_rows", "num_eval_rows"):
             value = getattr(self, name)

@@ -5,23 +5,26 @@ the window. Nothing is shuffled here: the order of training is the trainer's.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from torch.utils.data import Dataset
 
+from memdlm.data.cache import CachedSplit, cache_file, read_cache, write_cache
 from memdlm.data.config import DataConfig
 from memdlm.data.encoding import (
-    IGNORED_LABEL,
     Example,
+    as_item,
     check_tokenizer,
     encode_dialogues,
-    fit_window,
+    fit,
 )
-from memdlm.data.formatting import Dialogue, detect_format, rename_columns, to_dialogue
+from memdlm.data.formatting import Dialogue, to_dialogues
 from memdlm.data.readers import Record, read_records
+from memdlm.data.streaming import StreamedDataset
 from memdlm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -104,10 +107,7 @@ class EncodedDataset(Dataset[dict[str, list[int]]]):
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         """Return one row."""
-        example = self.examples[index]
-        ids: list[int] = example.input_ids.tolist()
-        prompt = example.prompt_length
-        return {"input_ids": ids, "labels": [IGNORED_LABEL] * prompt + ids[prompt:]}
+        return as_item(self.examples[index])
 
     @property
     def lengths(self) -> list[int]:
@@ -124,7 +124,7 @@ class EncodedDataset(Dataset[dict[str, list[int]]]):
 class DataSplits:
     """The training rows and, unless `test_fraction` is 0 and no source is named, the held-out."""
 
-    train: EncodedDataset
+    train: EncodedDataset | StreamedDataset
     eval: EncodedDataset | None
 
 
@@ -135,13 +135,15 @@ def load_dataset(
     context_length: int | None = None,
     echo: Callable[[str], None] = print,
 ) -> DataSplits:
-    """Read, split, encode and fit the rows a configuration names.
+    """Read, split, encode and fit the rows a configuration names, or take them from the cache.
+
+    With `config.streaming` training rows are a `StreamedDataset`, and nothing is cached.
 
     Args:
         config: The data section of a recipe; `train` must be set.
         tokenizer: Must have a mask, an end-of-text and a padding token.
         context_length: Longest input of the model in tokens (`max_position_embeddings`).
-        echo: Receives one line per split.
+        echo: Receives one line per split, and one on the cache if it is used or cannot be.
 
     Raises:
         ConfigError: No training source, or a window beyond the model's context.
@@ -151,11 +153,39 @@ def load_dataset(
         raise ConfigError("data.train is not set: name a .jsonl, .json or .parquet file or hub id")
     check_context(config, context_length)
     check_tokenizer(tokenizer)
+    if config.streaming:
+        streamed = StreamedDataset(config, tokenizer, echo)
+        echo(
+            f"train data {config.train}: streamed, {config.shuffle_buffer:,} rows at a time "
+            "(counts follow after the first pass)"
+        )
+        if config.eval is None:
+            return DataSplits(streamed, None)
+        rows = read_dialogues(config.eval, config, config.num_eval_rows)
+        held_out = _encode(rows, config, tokenizer, source=config.eval, split="eval")
+        echo(held_out.report.line())
+        return DataSplits(streamed, held_out)
+    place = cache_file(config, tokenizer) if config.cache else None
+    cached = None if place is None else _from_cache(place, config, echo)
+    train_set, eval_set = cached or _read_and_encode(config, tokenizer)
+    echo(train_set.report.line())
+    if eval_set is not None:
+        echo(eval_set.report.line())
+    if place is not None:
+        if cached:
+            echo(f"encoded rows come from the cache, {place}")
+        else:
+            _to_cache(place, train_set, eval_set, echo)
+    return DataSplits(train_set, eval_set)
+
+
+def _read_and_encode(
+    config: DataConfig, tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[EncodedDataset, EncodedDataset | None]:
+    assert config.train is not None
     train = read_dialogues(config.train, config, config.num_rows)
     held_out: list[Dialogue] | None = None
-    eval_source = config.train
     if config.eval is not None:
-        eval_source = config.eval
         held_out = read_dialogues(config.eval, config, config.num_eval_rows)
     elif config.test_fraction > 0:
         train, held_out = split_rows(train, config.test_fraction, config.split_seed)
@@ -165,12 +195,46 @@ def load_dataset(
                 "name data.eval, or set data.test_fraction to 0"
             )
     train_set = _encode(train, config, tokenizer, source=config.train, split="train")
-    echo(train_set.report.line())
     if held_out is None:
-        return DataSplits(train_set, None)
-    eval_set = _encode(held_out, config, tokenizer, source=eval_source, split="eval")
-    echo(eval_set.report.line())
-    return DataSplits(train_set, eval_set)
+        return train_set, None
+    source = config.eval or config.train
+    return train_set, _encode(held_out, config, tokenizer, source=source, split="eval")
+
+
+def _from_cache(
+    place: Path, config: DataConfig, echo: Callable[[str], None]
+) -> tuple[EncodedDataset, EncodedDataset | None] | None:
+    """Return the splits kept at `place`; None if there are none, or damaged ones, which is said."""
+    try:
+        splits = read_cache(place)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        echo(f"the cached rows {place} cannot be used ({error}): encoding anew")
+        return None
+    sources = (config.train, config.eval or config.train)
+    sets = [
+        EncodedDataset(split.examples, replace(DataReport(**split.about), source=str(source)))
+        for split, source in zip(splits, sources, strict=False)
+    ]
+    return sets[0], sets[1] if len(sets) > 1 else None
+
+
+def _to_cache(
+    place: Path,
+    train: EncodedDataset,
+    held_out: EncodedDataset | None,
+    echo: Callable[[str], None],
+) -> None:
+    sets = [train] if held_out is None else [train, held_out]
+    try:
+        write_cache(place, [CachedSplit(list(s.examples), asdict(s.report)) for s in sets])
+    except OSError as error:
+        reason = error.strerror or str(error)
+        echo(
+            f"encoded rows are not cached ({place.parent}: {reason}): check the folder, choose "
+            "another with MEMDLM_CACHE, or set data.cache to false"
+        )
 
 
 def encode_rows(
@@ -190,7 +254,8 @@ def encode_rows(
     records = [Record(dict(row), f"{source} row {i}") for i, row in enumerate(rows, start=1)]
     if not records:
         raise DataError(f"{source} holds no rows: give at least one")
-    return _encode(_to_dialogues(records, config), config, tokenizer, source=source, split=split)
+    dialogues = list(to_dialogues(records, config))
+    return _encode(dialogues, config, tokenizer, source=source, split=split)
 
 
 def read_dialogues(source: str, config: DataConfig, limit: int | None = None) -> list[Dialogue]:
@@ -200,7 +265,7 @@ def read_dialogues(source: str, config: DataConfig, limit: int | None = None) ->
         DataError: The source or a row cannot be used; unless `config.on_empty` is `"drop"`, that
             includes an empty response.
     """
-    return _to_dialogues(read_records(source, limit), config)
+    return list(to_dialogues(read_records(source, limit), config))
 
 
 def check_context(config: DataConfig, context_length: int | None) -> None:
@@ -223,24 +288,6 @@ def split_rows(rows: Sequence[Row], test_fraction: float, seed: int) -> tuple[li
     return [rows[i] for i in order[num_test:]], [rows[i] for i in order[:num_test]]
 
 
-def _to_dialogues(records: Sequence[Record], config: DataConfig) -> list[Dialogue]:
-    """Convert all rows, in the order of the source, so that the first bad one is the one named."""
-    first = rename_columns(records[0], config.columns)
-    row_format = config.format
-    if row_format == "auto":
-        row_format = detect_format(first.values, first.where)
-    dialogues = []
-    for record in records:
-        dialogue = to_dialogue(rename_columns(record, config.columns), row_format)
-        if config.on_empty == "error" and not dialogue.response.strip():
-            raise DataError(
-                f"{record.where} has an empty response: fill it, remove the row, or set "
-                "data.on_empty to drop"
-            )
-        dialogues.append(dialogue)
-    return dialogues
-
-
 def _encode(
     rows: Sequence[Dialogue],
     config: DataConfig,
@@ -260,13 +307,12 @@ def _encode(
             length = len(example.input_ids)
             longest = max(longest, length)
             shortest = length if shortest is None else min(shortest, length)
-            if length > config.max_length:
-                if not _can_be_cut(example, config):
-                    overlong += 1
-                    continue
-                cut += 1
-                example = fit_window(example, config.max_length)
-            examples.append(example)
+            fitted = fit(example, config)
+            if fitted is None:
+                overlong += 1
+                continue
+            cut += fitted is not example
+            examples.append(fitted)
     # A tokenizer that knows every text has no unknown token; no id is -1.
     unknown_id = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
     num_tokens = sum(len(example.input_ids) for example in examples)
@@ -290,13 +336,6 @@ def _encode(
     if not examples:
         raise DataError(_nothing_left(report))
     return EncodedDataset(examples, report)
-
-
-def _can_be_cut(example: Example, config: DataConfig) -> bool:
-    """Tell whether a row beyond the window may be shortened to it."""
-    if config.overlong == "truncate_right":
-        return example.prompt_length < config.max_length
-    return config.overlong == "truncate"
 
 
 def _nothing_left(report: DataReport) -> str:

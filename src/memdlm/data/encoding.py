@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from memdlm.data.config import DataConfig
 from memdlm.data.formatting import Dialogue, Message, plain_text, user_turn
 from memdlm.data.readers import one_line
 from memdlm.errors import DataError
@@ -148,6 +149,24 @@ def encode_dialogues(
             )
         examples.append(example)
     return examples
+
+
+def as_item(example: Example) -> dict[str, list[int]]:
+    """Return an example as a data set's row: `input_ids` and `labels`, -100 on the prompt."""
+    ids: list[int] = example.input_ids.tolist()
+    prompt = example.prompt_length
+    return {"input_ids": ids, "labels": [IGNORED_LABEL] * prompt + ids[prompt:]}
+
+
+def fit(example: Example, config: DataConfig) -> Example | None:
+    """Return an example, cut to the window if it has to be and may be; None if it is dropped."""
+    if len(example.input_ids) <= config.max_length:
+        return example
+    if config.overlong == "filter":
+        return None
+    if config.overlong == "truncate_right" and example.prompt_length >= config.max_length:
+        return None
+    return fit_window(example, config.max_length)
 
 
 def fit_window(example: Example, max_length: int) -> Example:

@@ -11,10 +11,11 @@ Forms (the columns tell which, or `DataConfig.format` names it):
 Only the last assistant turn is the response. This file knows no tokenizer.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from memdlm.data.config import DataConfig
 from memdlm.data.readers import Record
 from memdlm.errors import DataError
 
@@ -44,6 +45,28 @@ class Dialogue:
     prompt: str
     response: str
     where: str
+
+
+def to_dialogues(records: Iterable[Record], config: DataConfig) -> Iterator[Dialogue]:
+    """Convert rows in their order, so that the first bad one is the one named.
+
+    Those of an empty response come too, unless `config.on_empty` makes them errors.
+
+    Raises:
+        DataError: A row cannot be used.
+    """
+    row_format = config.format
+    for record in records:
+        row = rename_columns(record, config.columns)
+        if row_format == "auto":
+            row_format = detect_format(row.values, row.where)
+        dialogue = to_dialogue(row, row_format)
+        if config.on_empty == "error" and not dialogue.response.strip():
+            raise DataError(
+                f"{record.where} has an empty response: fill it, remove the row, or set "
+                "data.on_empty to drop"
+            )
+        yield dialogue
 
 
 def rename_columns(record: Record, columns: Mapping[str, str]) -> Record:

@@ -34,21 +34,44 @@ def read_records(source: str, limit: int | None = None) -> list[Record]:
     """Read the first `limit` rows (None: all) of a file or hub data set.
 
     Raises:
-        DataError: The source is missing, unreadable, malformed, of an unknown kind, or empty; the
-            message names the file and, where there is one, the line or row.
+        DataError: As `stream_records`.
     """
+    return list(_stream(source, limit, whole=True))
+
+
+def stream_records(source: str, limit: int | None = None) -> Iterator[Record]:
+    """Yield the first `limit` rows (None: all) of a file or hub data set, few at a time in memory.
+
+    Raises:
+        DataError: The source is missing, unreadable, malformed, of an unknown kind, or empty; the
+            message names the file and, where there is one, the line or row. A `.json` file, which
+            is one value and cannot be read in parts.
+    """
+    if is_file_source(source) and source.lower().endswith(".json"):
+        raise DataError(f"{source} is one list and cannot be streamed: use .jsonl or .parquet")
+    yield from _stream(source, limit, whole=False)
+
+
+def _stream(source: str, limit: int | None, *, whole: bool) -> Iterator[Record]:
     path = Path(source).expanduser()
+    is_empty = True
     try:
-        rows = _read_file(path) if _is_path(source, path) else _read_hub(source)
-        records = list(islice(rows, limit))
+        rows = _read_file(path) if _is_path(source, path) else _read_hub(source, whole=whole)
+        for record in islice(rows, limit):
+            is_empty = False
+            yield record
     except OSError as error:
         reason = error.strerror or one_line(error)
         raise DataError(
             f"cannot read {source} ({reason}): check the path and its rights"
         ) from error
-    if not records:
+    if is_empty:
         raise DataError(f"{source} holds no rows: give a source with at least one")
-    return records
+
+
+def is_file_source(source: str) -> bool:
+    """Tell whether a source is a path, as against a hub id."""
+    return _is_path(source, Path(source).expanduser())
 
 
 def one_line(error: BaseException) -> str:
@@ -128,7 +151,16 @@ def _read_parquet(path: Path) -> Iterator[Record]:
         ) from error
 
 
-def _read_hub(source: str) -> Iterator[Record]:
+def _read_hub(source: str, *, whole: bool) -> Iterator[Record]:
+    yield from _numbered(load_hub(source, streaming=not whole), source)
+
+
+def load_hub(source: str, *, streaming: bool = False) -> Any:
+    """Return a hub data set: a `datasets.Dataset`, or an `IterableDataset` if streaming.
+
+    Raises:
+        DataError: `source` is no hub id, or the data set cannot be had.
+    """
     # A colon inside brackets belongs to a slice: `name:train[:100]`.
     name, *rest = re.split(r":(?![^\[]*\])", source)
     if len(rest) > 2 or not all([name, *rest]) or not _HUB_NAME.fullmatch(name):
@@ -142,7 +174,9 @@ def _read_hub(source: str) -> Iterator[Record]:
     import datasets
 
     try:
-        dataset = datasets.load_dataset(name, config, split=split)
+        # Only where wanted: the arguments of an ordinary load stay the ordinary ones.
+        extra = {"streaming": True} if streaming else {}
+        return datasets.load_dataset(name, config, split=split, **extra)
     # Loading a hub data set can fail in any of its dependencies (HTTP, parsing, disk): all of it is
     # for the user one event, a data set that could not be had.
     except Exception as error:
@@ -158,7 +192,6 @@ def _read_hub(source: str) -> Iterator[Record]:
             f"cannot load {source!r} from the hub ({one_line(error)}): hub ids are name, "
             "name:split or name:config:split"
         ) from error
-    yield from _numbered(dataset, source)
 
 
 def _numbered(rows: Iterable[dict[str, Any]], name: str) -> Iterator[Record]:

@@ -14,6 +14,8 @@ from memdlm.diffusion.objective import ObjectiveConfig
 from memdlm.errors import ConfigError
 from memdlm.memory.config import MemoryConfig
 
+LENGTH_GROUPINGS = ("megabatches", "buckets")
+
 Section = TypeVar("Section", MemoryConfig, ObjectiveConfig)
 
 
@@ -54,6 +56,14 @@ class MemDLMConfig(TrainingArguments):
         default="group_by_length",
         metadata={"help": "Order of rows: group_by_length (paper), random or sequential."},
     )
+    length_grouping: str = field(
+        default="megabatches",
+        metadata={
+            "help": "How group_by_length groups: megabatches (transformers', the paper's: few rows "
+            "sorted at a time) or buckets (all rows: a step's padding stays under 10 %).",
+            "choices": LENGTH_GROUPINGS,
+        },
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Our collator picks its columns itself."}
     )
@@ -93,6 +103,11 @@ class MemDLMConfig(TrainingArguments):
 
     def _check_ranges(self) -> None:
         """Refuse early what torch would refuse once a run has begun."""
+        if self.length_grouping not in LENGTH_GROUPINGS:
+            raise ConfigError(
+                f"length_grouping: {self.length_grouping!r} is not one of "
+                f"{', '.join(LENGTH_GROUPINGS)}"
+            )
         if not 0 <= self.learning_rate < math.inf:
             raise ConfigError(
                 f"learning_rate: {self.learning_rate} is out of range; use 0 or a positive number"

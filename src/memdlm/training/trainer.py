@@ -11,10 +11,8 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils.data import RandomSampler
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from memdlm.backbones.adapters import add_lora
@@ -32,7 +30,7 @@ from memdlm.training.guard import NonFiniteGuard, trained_weights_are_finite
 from memdlm.training.metrics import StepMetrics
 from memdlm.training.outer_step import OuterStep, plan_step
 from memdlm.training.resuming import apply_settings, settings_of
-from memdlm.training.row_order import SeededOrder
+from memdlm.training.row_order import ordered, prepare_stream
 
 _LOGGER = logging.getLogger("memdlm")
 
@@ -92,6 +90,7 @@ class MemDLMTrainer(Trainer):
         if data_collator is None:
             pad_token_id = self._token_id("pad_token_id", processing_class)
             data_collator = Collator(pad_token_id, padding=args.objective.padding)
+        prepare_stream(kwargs.get("train_dataset"), args)
         super().__init__(
             model=model,
             args=args,
@@ -241,10 +240,8 @@ class MemDLMTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
-        if isinstance(sampler, LengthGroupedSampler | RandomSampler):
-            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            return SeededOrder(sampler, seed, lambda: int(self.state.epoch or 0))
-        return sampler
+        config = cast(MemDLMConfig, self.args)
+        return ordered(sampler, config, lambda: int(self.state.epoch or 0))
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run forward and backward of one micro-batch, then take the memory off the model."""

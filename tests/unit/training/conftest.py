@@ -117,18 +117,26 @@ def make_args(tmp_path) -> Callable[..., MemDLMConfig]:
 
 @pytest.fixture
 def train(rows, make_args) -> Callable[..., MemDLMTrainer]:
-    """The function that trains a model on `rows` and returns the trainer.
+    """The function that trains a model, on `rows` by default, and returns the trainer.
 
     `trainer.batches` are the clean batches in the order in which they were used.
     """
 
-    def run(model, resume=None, peft_config=None, eval_dataset=None, callbacks=None, **settings):
+    def run(
+        model,
+        resume=None,
+        peft_config=None,
+        train_dataset=None,
+        eval_dataset=None,
+        callbacks=None,
+        **settings,
+    ):
         args = make_args(**settings)
         RecordingCollator.given = []
         trainer = MemDLMTrainer(
             model,
             args,
-            train_dataset=rows,
+            train_dataset=rows if train_dataset is None else train_dataset,
             eval_dataset=eval_dataset,
             data_collator=RecordingCollator(59, padding=args.objective.padding),
             peft_config=peft_config,
