@@ -25,6 +25,8 @@ from transformers.modeling_outputs import MaskedLMOutput
 from memdlm.backbones.buffers import keep_float32_buffers
 from memdlm.backbones.experts import Experts
 from memdlm.backbones.kv_cache import KVCache
+from memdlm.backbones.sharded import forward_goes_on
+from memdlm.backbones.token_losses import Scored, weighted_nll
 
 
 @dataclass(frozen=True)
@@ -262,6 +264,17 @@ class DiffusionModel(DiffusionPreTrainedModel):
         return hidden
 
 
+@dataclass
+class ScoredOutput(MaskedLMOutput):
+    """What a forward with `scored` returns: `loss`, the weighted sum, and logits only if kept.
+
+    Attributes:
+        nll: Negative log-likelihood of every scored token [N] float32, unweighted, detached.
+    """
+
+    nll: torch.Tensor | None = None
+
+
 class DiffusionMaskedLM(DiffusionPreTrainedModel):
     """A `DiffusionModel` with its vocabulary head; what `AutoModelForMaskedLM` returns.
 
@@ -297,6 +310,7 @@ class DiffusionMaskedLM(DiffusionPreTrainedModel):
         labels: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
         valid: torch.Tensor | None = None,
+        scored: Scored | None = None,
         interlude: Interlude | None = None,
         cache: KVCache | None = None,
         output_hidden_states: bool | None = None,
@@ -313,6 +327,8 @@ class DiffusionMaskedLM(DiffusionPreTrainedModel):
             labels: Clean ids [B, L], -100 where not scored: adds a mean cross-entropy `loss`.
             positions: [B, P] int64: compute logits only there (exact, and much cheaper).
             valid: [N] int64, indices into the flattened [B * P]: logits [N, V] only there.
+            scored: Labels and weights of those N: the loss in place of logits, which exist for a
+                few tokens at a time. Needs `valid`.
             interlude: See `Interlude`.
             cache: Keys and values of earlier forwards, opened for this one. The tokens given are
                 then a part of the sequence: `position_ids` says which, `positions` counts along
@@ -322,7 +338,8 @@ class DiffusionMaskedLM(DiffusionPreTrainedModel):
             **unknown: Arguments of other models; only None and False are tolerated.
 
         Returns:
-            `MaskedLMOutput` with `logits` [B, L, V], [B, P, V] or [N, V].
+            `MaskedLMOutput` with `logits` [B, L, V], [B, P, V] or [N, V]; with `scored` a
+            `ScoredOutput`.
 
         Raises:
             TypeError: For an argument that no family knows.
@@ -331,6 +348,8 @@ class DiffusionMaskedLM(DiffusionPreTrainedModel):
         _refuse_unknown(unknown)
         if positions is not None and (labels is not None or output_hidden_states):
             raise ValueError("positions excludes labels and output_hidden_states")
+        if scored is not None and valid is None:
+            raise ValueError("scored needs valid")
         if cache is not None and (position_ids is None or positions is None):
             # Neither where a part of a sequence lies nor what precedes it can be guessed.
             raise ValueError("a cache needs position_ids and positions")
@@ -350,6 +369,12 @@ class DiffusionMaskedLM(DiffusionPreTrainedModel):
             hidden = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
         if valid is not None:
             hidden = hidden.flatten(0, 1).index_select(0, valid)
+        if scored is not None:
+            head, vocabulary = self.lm_head, self.config.vocab_size
+            with forward_goes_on(self):
+                total, nll, logits = weighted_nll(hidden, head, vocabulary, scored)
+            result = ScoredOutput(loss=total, logits=logits, nll=nll)
+            return result if return_dict is not False else result.to_tuple()
         logits = self.lm_head(hidden)
         loss = None if labels is None else _mean_loss(logits, labels)
         output = MaskedLMOutput(

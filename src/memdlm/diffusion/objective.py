@@ -46,6 +46,13 @@ class ObjectiveConfig:
             "excluded from attention and both losses, or excluded_inner (inner loop only)."
         },
     )
+    logits_budget: int = field(
+        default=256,
+        metadata={
+            "help": "MiB that logits may take at a time, in float32; both loops compute head and "
+            "loss in chunks of as many tokens. What a loss holds beside them is about twice that."
+        },
+    )
     time_epsilon: float = field(
         default=1e-3,
         metadata={"help": "Smallest t drawn; the paper draws t from U(1e-3, 1)."},
@@ -63,10 +70,20 @@ class ObjectiveConfig:
                 raise ConfigError(
                     f"objective.{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}"
                 )
+        if not isinstance(self.logits_budget, int) or self.logits_budget < 1:
+            raise ConfigError(
+                f"objective.logits_budget: {self.logits_budget} is not a whole number of MiB, at "
+                "least 1; use 256"
+            )
         if not 0 < self.time_epsilon < 1:
             raise ConfigError(
                 f"objective.time_epsilon: {self.time_epsilon} is not between 0 and 1; use 1e-3"
             )
+
+    @property
+    def logits_budget_bytes(self) -> int:
+        """`logits_budget` in bytes."""
+        return self.logits_budget * 2**20
 
 
 def row_weights(t: torch.Tensor, weighting: str, schedule: str) -> torch.Tensor:

@@ -9,12 +9,13 @@ B batch, L length, N supervised positions, b memories, K steps.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from memdlm.backbones.base import DiffusionMaskedLM, LayerInputs
 from memdlm.backbones.sharded import forward_goes_on
+from memdlm.backbones.token_losses import weighted_sum
 from memdlm.diffusion.objective import ObjectiveConfig, coefficients, row_weights
 from memdlm.diffusion.states import CleanBatch, State
 from memdlm.diffusion.supervision import Supervision
@@ -46,6 +47,7 @@ class InnerPlan:
         states: Distinct token ids [B, L] int64 that steps refer to.
         anchor: Index of the outer state x_t among them; None if no step visits it.
         steps: All steps, epochs unrolled.
+        logits_budget: Bytes that logits may take at a time.
         counts: What the normaliser counts in this process [steps] float32, where the memory is
             shared by all processes; None elsewhere.
     """
@@ -53,6 +55,7 @@ class InnerPlan:
     states: tuple[torch.Tensor, ...]
     anchor: int | None
     steps: tuple[InnerStep, ...]
+    logits_budget: int
     counts: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "InnerPlan":
@@ -64,6 +67,7 @@ class InnerPlan:
                 InnerStep(step.source, step.target, step.supervision.to(device))
                 for step in self.steps
             ),
+            self.logits_budget,
             None if self.counts is None else self.counts.to(device, non_blocking=True),
         )
 
@@ -154,6 +158,7 @@ def plan_inner_loop(
         tuple(state.ids for state in states),
         anchor,
         tuple(steps) * config.num_epochs,
+        objective.logits_budget_bytes,
         torch.tensor(counts * config.num_epochs) if shared else None,
     )
 
@@ -202,14 +207,14 @@ def run_inner_loop(
         for index, step in enumerate(plan.steps):
             for name, tensor in fast.tensors.items():
                 fast.tensors[name] = tensor.detach().requires_grad_()
-            weighted = _weighted_losses(step, predict, config)
-            if shares is not None:
-                weighted = weighted * shares[index]
-            values = torch.autograd.grad(
-                weighted.sum(), list(fast.tensors.values()), materialize_grads=True
+            total, weighted = _weighted_losses(
+                step, predict, config, lm.config.vocab_size, plan.logits_budget
             )
+            if shares is not None:
+                total, weighted = total * shares[index], weighted * shares[index]
+            values = torch.autograd.grad(total, list(fast.tensors.values()), materialize_grads=True)
             grads = dict(zip(fast.tensors, values, strict=True))
-            losses.append(_per_memory(weighted.detach(), step.supervision, fast.num_rows))
+            losses.append(_per_memory(weighted, step.supervision, fast.num_rows))
             if shares is not None:
                 across_processes.add_up([*grads.values(), losses[-1]])
             if observe is not None:
@@ -231,17 +236,31 @@ def run_inner_loop(
 
 
 def _weighted_losses(
-    step: InnerStep, predict: Callable[[int, Supervision], Prediction], config: MemoryConfig
-) -> torch.Tensor:
-    """Return the token losses of one step times their coefficients [N]."""
+    step: InnerStep,
+    predict: Callable[[int, Supervision], Prediction],
+    config: MemoryConfig,
+    vocabulary: int,
+    logits_budget: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the loss of one step, and what each token adds to it [N], detached."""
     loss_fn = INNER_LOSSES[config.loss]
     teacher = None
     if loss_fn.needs_teacher:
         with torch.no_grad():
             teacher = predict(step.target, step.supervision)
     student = predict(step.source, step.supervision)
-    tokens = loss_fn.compute(student, teacher, step.supervision.labels, config)
-    return tokens * step.supervision.coefficients
+    labels, factors = step.supervision.labels, step.supervision.coefficients
+    if not loss_fn.needs_logits:
+        weighted = loss_fn.compute(student, teacher, labels, config) * factors
+        return weighted.sum(), weighted.detach()
+
+    def compute(normed: torch.Tensor, span: slice) -> torch.Tensor:
+        ours = replace(student.part(span), normed=normed)
+        theirs = None if teacher is None else teacher.part(span)
+        return loss_fn.compute(ours, theirs, labels[span], config)
+
+    total, losses = weighted_sum(compute, student.normed, factors, vocabulary, logits_budget)
+    return total, losses * factors
 
 
 def _count_matrices(fast: FastWeights) -> int:

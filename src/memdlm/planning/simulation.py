@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from memdlm.backbones.token_losses import chunk_spans
 from memdlm.errors import ConfigError
 from memdlm.memory.fast_weights import FastWeights
 from memdlm.planning.flops import operation_flops
@@ -305,11 +306,16 @@ def _label_parameters(model: nn.Module, adapter: frozenset[str], ledger: MemoryL
 
 
 def _logit_shapes(plan: StepPlan, trainer: _SimulatedTrainer) -> set[tuple[int, ...]]:
-    """Return the shapes [N, V] of the logits at the supervised positions of both loops."""
+    """Return the shapes [n, V] of the logits of every chunk of both loops."""
     supervisions = [plan.supervision]
     supervisions += [step.supervision for step in plan.inner.steps] if plan.inner else []
     size = trainer.outer_step.backbone.config.vocab_size
-    return {(len(supervision.valid), size) for supervision in supervisions}
+    chunks = [
+        span
+        for supervision in supervisions
+        for span in chunk_spans(len(supervision.valid), size, plan.logits_budget)
+    ]
+    return {(span.stop - span.start, size) for span in chunks}
 
 
 def _without_data(value: T, mode: FakeTensorMode) -> T:

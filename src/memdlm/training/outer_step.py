@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from memdlm.backbones.base import Interlude, LayerInputs
+from memdlm.backbones.token_losses import Scored
 from memdlm.diffusion.corruption import corrupt, draw_time
 from memdlm.diffusion.objective import ObjectiveConfig, coefficients, row_weights
 from memdlm.diffusion.schedule import get_schedule
@@ -46,6 +46,7 @@ class StepPlan:
         inner: The inner loop; None for Standard MDLM.
         num_rows: Memories to write.
         seed_indices: (seed, step, micro-batch, rank) that name this step's random draws.
+        logits_budget: Bytes that logits may take at a time.
     """
 
     noisy: torch.Tensor
@@ -54,6 +55,7 @@ class StepPlan:
     inner: InnerPlan | None
     num_rows: int
     seed_indices: tuple[int, ...]
+    logits_budget: int
 
     def to(self, device: torch.device) -> "StepPlan":
         """Return a copy on `device`, without waiting for it."""
@@ -65,6 +67,7 @@ class StepPlan:
             None if self.inner is None else self.inner.to(device),
             self.num_rows,
             self.seed_indices,
+            self.logits_budget,
         )
 
 
@@ -143,6 +146,7 @@ def lay_out_step(
         inner=inner,
         num_rows=batch.clean.shape[0] if memory.sharing == "sequence" else 1,
         seed_indices=seed_indices,
+        logits_budget=objective.logits_budget_bytes,
     )
 
 
@@ -153,14 +157,14 @@ class OuterResult:
     Attributes:
         loss: Weighted MDLM loss, a scalar to call `backward()` on.
         nll: Unweighted negative log-likelihood of every supervised token [N], detached.
-        logits: Logits at the supervised positions [N, V], detached.
+        logits: Logits at the supervised positions [N, V], detached; None unless asked for.
         inner: What the inner loop did; None without a memory.
         fast_weights: phi_K; None without a memory.
     """
 
     loss: torch.Tensor
     nll: torch.Tensor
-    logits: torch.Tensor
+    logits: torch.Tensor | None
     inner: InnerStats | None
     fast_weights: FastWeights | None
 
@@ -192,6 +196,8 @@ class OuterStep:
         plan: StepPlan,
         initial: dict[str, torch.Tensor] | None = None,
         observe: GradientObserver | None = None,
+        *,
+        keep_logits: bool = False,
     ) -> OuterResult:
         """Run the step of `plan` through `model` (the backbone, wrapped or not).
 
@@ -200,6 +206,7 @@ class OuterStep:
             plan: On the model's device.
             initial: Fast weights to start from in place of random ones.
             observe: Sees every inner gradient; see `run_inner_loop`.
+            keep_logits: Return the logits at all supervised positions, whatever they take.
         """
         self.release()
         fast: FastWeights | None = None
@@ -220,16 +227,16 @@ class OuterStep:
                 self._detach = fast.attach(self.backbone.model)
 
             interlude = Interlude(self.placement.first_layer, write_and_attach)
+        scored = plan.supervision
         output = model(
             input_ids=plan.noisy,
             attention_mask=plan.attention_mask,
-            positions=plan.supervision.positions,
-            valid=plan.supervision.valid,
+            positions=scored.positions,
+            valid=scored.valid,
+            scored=Scored(scored.labels, scored.coefficients, plan.logits_budget, keep_logits),
             interlude=interlude,
         )
-        nll = F.cross_entropy(output.logits.float(), plan.supervision.labels, reduction="none")
-        loss = (nll * plan.supervision.coefficients).sum()
-        return OuterResult(loss, nll.detach(), output.logits.detach(), stats, fast)
+        return OuterResult(output.loss, output.nll, output.logits, stats, fast)
 
     def release(self) -> None:
         """Take the memory off the model; harmless when there is none."""

@@ -269,7 +269,7 @@ class MemDLMTrainer(Trainer):
             indices = (derive_seed(config.seed, "eval"), self._eval_batch, config.process_index)
             self._eval_batch += 1
         plan = plan_step(batch, config.objective, memory, self.mask_token_id, indices)
-        result = self.outer_step.forward(model, plan.to(device))
+        result = self.outer_step.forward(model, plan.to(device), keep_logits=return_outputs)
         self.metrics["train" if model.training else "eval"].add(result, int((~batch.padding).sum()))
         if model.training:
             self.guard.watch(result)

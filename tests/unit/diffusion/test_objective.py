@@ -141,6 +141,8 @@ def test_unknown_normaliser_names_the_known_ones():
         ("weighting", "scheduler"),
         ("normaliser", "tokens"),
         ("padding", "none"),
+        ("logits_budget", 0),
+        ("logits_budget", 1.5),
         ("time_epsilon", 0.0),
         ("time_epsilon", 1.0),
         ("time_epsilon", float("nan")),

@@ -135,11 +135,19 @@ def test_the_planned_peak_is_the_measured_one_everywhere(
     [
         {"gradient_accumulation_steps": 3},
         {"objective": ObjectiveConfig(time_epsilon=0.99999, padding="excluded")},
+        {"objective": ObjectiveConfig(time_epsilon=0.99999, logits_budget=1)},
         {"optim": "sgd"},
         {"optim": "adamw_torch"},
         {"optim": "adamw_bnb_8bit"},
     ],
-    ids=["accumulation", "attention mask", "another optimizer", "AdamW tensor by tensor", "8 bits"],
+    ids=[
+        "accumulation",
+        "attention mask",
+        "logits in chunks",
+        "sgd",
+        "AdamW tensor by tensor",
+        "8 bits",
+    ],
 )
 def test_other_settings_are_followed_too(folder, changes):
     if "bnb" in changes.get("optim", ""):

@@ -14,6 +14,7 @@ from memdlm.backbones.llada import LLaDAConfig, LLaDAForMaskedLM
 from memdlm.backbones.llada2 import LLaDA2Config, LLaDA2ForMaskedLM
 from memdlm.backbones.llada_moe import LLaDAMoEConfig, LLaDAMoEForMaskedLM
 from memdlm.backbones.tiny import TINY_FAMILIES, TinySizes
+from memdlm.diffusion.objective import ObjectiveConfig
 from memdlm.errors import ConfigError
 from memdlm.memory.config import MemoryConfig
 from memdlm.planning.plan import make_plan
@@ -78,6 +79,22 @@ def test_parts_are_what_they_are_called(folder) -> None:
     assert 2 * num_bytes <= figures.largest["fast_weights"] <= 3 * num_bytes
     assert figures.peak_bytes == sum(figures.peak.values())
     assert all(figures.peak[part] <= figures.largest[part] for part in PARTS)
+
+
+@pytest.mark.parametrize("is_lora", [False, True])
+@pytest.mark.parametrize("loss", ["cross_entropy", "kl"])
+def test_logits_keep_to_their_budget(folder, is_lora, loss) -> None:
+    num_logits = BATCH * (LENGTH - 1) * VOCABULARY
+    peaks = {}
+    for budget in (1, 256):
+        objective = ObjectiveConfig(time_epsilon=0.99999, logits_budget=budget)
+        memory = MemoryConfig(rank=8, loss=loss)
+        arguments = arguments_for(folder, objective=objective, memory=memory)
+        figures = simulate(arguments, "llada", is_lora)
+        peaks[budget] = figures.largest["logits"]
+    copies = {"cross_entropy": 3, "kl": 7}[loss]  # of a loss and its gradient
+    assert peaks[1] <= copies * MIB
+    assert num_logits * 4 > 3.8 * MIB and peaks[256] > 3.8 * peaks[1]
 
 
 def test_without_a_memory_there_are_no_fast_weights(folder) -> None:

@@ -97,7 +97,7 @@ def test_logits_are_computed_at_supervised_positions_only(
     memory = MemoryConfig(**SMALL)
     plan = lay_out(build_batch(), memory)
     _, rows = counting_hooks(model)
-    result = OuterStep(model, memory).forward(model, plan)
+    result = OuterStep(model, memory).forward(model, plan, keep_logits=True)
     inner = [step.supervision.labels.numel() for step in plan.inner.steps]
     assert rows == [*inner, plan.supervision.labels.numel()]
     assert result.logits.shape == (rows[-1], 61)
@@ -151,6 +151,45 @@ def test_no_gradient_on_fast_weights_and_none_from_the_inner_loop(
     assert all(parameter.grad is not None for parameter in model.parameters())
     for tensor in result.fast_weights.tensors.values():
         assert tensor.grad is None and not tensor.requires_grad
+
+
+@pytest.mark.parametrize("loss", LOSS_NAMES)
+@pytest.mark.parametrize("trains", ["all", "all but the head"])
+def test_logits_in_chunks_change_nothing(family, loss, trains, build_model, build_batch, lay_out):
+    model = build_model(family).train()
+    model.lm_head.requires_grad_(trains == "all")
+    memory = MemoryConfig(loss=loss, **SMALL)
+    plan = lay_out(build_batch(), memory)
+    step = OuterStep(model, memory)
+    _, rows = counting_hooks(model)
+    results, grads = [], []
+    for tokens in (3, 1000):
+        budget = 4 * model.config.vocab_size * tokens
+        assert plan.inner is not None
+        inner = replace(plan.inner, logits_budget=budget)
+        rows.clear()
+        results.append(
+            step.forward(model, replace(plan, inner=inner, logits_budget=budget), keep_logits=True)
+        )
+        assert max(rows) <= tokens
+        results[-1].loss.backward()
+        step.release()
+        grads.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+        model.zero_grad()
+    chunked, whole = results
+    for name in ("loss", "nll", "logits"):
+        torch.testing.assert_close(
+            getattr(chunked, name), getattr(whole, name), rtol=1e-5, atol=1e-6
+        )
+    torch.testing.assert_close(chunked.inner.losses, whole.inner.losses, rtol=1e-5, atol=1e-6)
+    for name, tensor in whole.fast_weights.tensors.items():
+        torch.testing.assert_close(chunked.fast_weights.tensors[name], tensor, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-6)
+
+
+def test_logits_are_not_kept_unless_asked_for(build_model, build_batch, lay_out):
+    model = build_model("llada")
+    assert OuterStep(model, OFF).forward(model, lay_out(build_batch(), OFF)).logits is None
 
 
 def test_the_global_random_state_is_that_of_a_step_without_memory(

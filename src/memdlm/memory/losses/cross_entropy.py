@@ -14,4 +14,4 @@ def compute(
     return F.cross_entropy(student.logits(), labels, reduction="none")
 
 
-LOSS = InnerLoss(compute, needs_teacher=False)
+LOSS = InnerLoss(compute, needs_teacher=False, needs_logits=True)

@@ -35,5 +35,5 @@ def reverse_kl(
     return (q.exp() * (q - p)).sum(dim=-1)
 
 
-FORWARD_KL = InnerLoss(forward_kl, needs_teacher=True)
-REVERSE_KL = InnerLoss(reverse_kl, needs_teacher=True)
+FORWARD_KL = InnerLoss(forward_kl, needs_teacher=True, needs_logits=True)
+REVERSE_KL = InnerLoss(reverse_kl, needs_teacher=True, needs_logits=True)

@@ -35,5 +35,5 @@ def cosine(
     return 1 - F.cosine_similarity(ours, theirs, dim=-1)
 
 
-MEAN_SQUARE = InnerLoss(mean_square, needs_teacher=True)
-COSINE = InnerLoss(cosine, needs_teacher=True)
+MEAN_SQUARE = InnerLoss(mean_square, needs_teacher=True, needs_logits=False)
+COSINE = InnerLoss(cosine, needs_teacher=True, needs_logits=False)

@@ -25,6 +25,10 @@ class Prediction:
     normed: torch.Tensor
     head: Callable[[torch.Tensor], torch.Tensor]
 
+    def part(self, span: slice) -> "Prediction":
+        """Return the view of some of the positions, without gradient."""
+        return Prediction(self.hidden[span].detach(), self.normed[span].detach(), self.head)
+
     def logits(self) -> torch.Tensor:
         """Return logits [N, V] in float32."""
         return self.head(self.normed).float()
@@ -38,7 +42,10 @@ class InnerLoss:
         compute: Called with student, teacher (None unless `needs_teacher`), clean labels [N] and
             the memory's settings; returns the loss of every token [N] float32.
         needs_teacher: Whether the less noisy next state has to be run too.
+        needs_logits: Whether it looks at logits, which exist for a few tokens at a time: `compute`
+            then sees a part of the tokens, and their `hidden` without gradient.
     """
 
     compute: Callable[[Prediction, Prediction | None, torch.Tensor, MemoryConfig], torch.Tensor]
     needs_teacher: bool
+    needs_logits: bool
