@@ -1,5 +1,6 @@
 """`memdlm generate --trace`: the page holds every step of every prompt, and plays in a browser."""
 
+import html
 import json
 import re
 import shutil
@@ -150,45 +151,43 @@ def test_a_folder_is_no_place_for_a_page(tmp_path) -> None:
         check_free(tmp_path, overwrite=True)
 
 
-def in_browser(page: Path, script: str, hash: str = "") -> str:
-    """Return the state line and the shown slots after `script` ran in chromium."""
+# Presses keys on the opened page and notes what it shows after each; the play ends last.
+KEYS = """
+const log = [], note = () => log.push([at("state").textContent, at("prompt").textContent,
+  document.querySelectorAll(".slot.mask").length, play.textContent]);
+const press = (key) => document.dispatchEvent(new KeyboardEvent("keydown", {key}));
+note();
+for (const key of ["ArrowRight", "ArrowLeft", "Home", "]", "Home", " "]) { press(key); note(); }
+setTimeout(() => {
+  note();
+  document.body.appendChild(document.createElement("pre")).textContent =
+    "LOG" + JSON.stringify(log) + "END";
+}, 3000);
+"""
+
+
+def test_a_browser_plays_the_page(page) -> None:
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("chromium is not installed")
     watched = page.with_name("watched.html")
-    watched.write_text(page.read_text().replace("</body>", f"<script>{script}</script></body>"))
+    watched.write_text(page.read_text().replace("</body>", f"<script>{KEYS}</script></body>"))
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000"]
+    profile = f"--user-data-dir={page.parent / 'profile'}"
     done = subprocess.run(
-        [
-            program,
-            *flags,
-            f"--user-data-dir={page.parent / 'profile'}",
-            "--dump-dom",
-            watched.as_uri() + hash,
-        ],
+        [program, *flags, profile, "--dump-dom", f"{watched.as_uri()}#step=2"],
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
     )
-    return done.stdout
-
-
-def state(dom: str) -> str:
-    found = re.search(r'id="state"[^>]*>([^<]*)<', dom)
-    assert found is not None
-    return found[1]
-
-
-def test_a_browser_plays_the_page(page) -> None:
-    key = "const press = (k) => document.dispatchEvent(new KeyboardEvent('keydown', {key: k}));"
-    back = in_browser(page, f"{key} press('Home'); press('ArrowRight'); press(']'); press('Home');")
-    assert state(back) == "step 0 of 3 · 0 of 6 tokens"
-    assert back.count('class="slot mask"') == 6
-    assert 'id="prompt">bo hid the key<' in back
-    opened = in_browser(page, "", "#step=2")
-    assert state(opened) == "step 2 of 3 · 4 of 6 tokens"
-    assert "alert(1)&lt;/script&gt;" in opened
-    played = in_browser(page, f"{key} press('Home'); press(' ');")
-    assert state(played) == "step 3 of 3 · 6 of 6 tokens"
-    assert 'id="play"' in played and ">Play</button>" in played
+    found = re.search("LOG(.*)END</pre>", done.stdout)
+    assert found is not None, done.stdout[-2000:]
+    log = json.loads(html.unescape(found[1]))
+    steps = [(2, 4), (3, 6), (2, 4), (0, 0), (3, 6), (0, 0), (0, 0), (3, 6)]
+    assert [entry[0] for entry in log] == [
+        f"step {step} of 3 \u00b7 {filled} of 6 tokens" for step, filled in steps
+    ]
+    assert [entry[1] for entry in log] == [HOSTILE] * 4 + ["bo hid the key"] * 4
+    assert [entry[2] for entry in log] == [6 - filled for _, filled in steps]
+    assert [entry[3] for entry in log] == ["Play"] * 6 + ["Pause", "Play"]
