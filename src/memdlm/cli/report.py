@@ -1,6 +1,8 @@
 """`memdlm report`: training runs side by side, as one page and its figures."""
 
+import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +40,9 @@ def report(
     place = Place.of(output.expanduser())
     place.check_free(FIGURES, overwrite)
     found = _read(runs)
+    # Building its font cache, or a sign that its font lacks, is nothing to read about.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
     # One section for each kind of result that a run folder holds; so far there is one kind.
     page = place.write(_title(found), [training_section(found)])
     _show(*result_rows(found))

@@ -112,6 +112,7 @@ def _number(value: float | None, form: str) -> str:
 
 def _draw(runs: Sequence[Run], panels: Sequence[tuple[str, str]]) -> bytes:
     made, all_axes = figure(len(panels))
+    lines = {}
     for axes, (key, label) in zip(all_axes, panels, strict=True):
         for index, run in enumerate(runs):
             steps, values = run.series(key)
@@ -124,13 +125,13 @@ def _draw(runs: Sequence[Run], panels: Sequence[tuple[str, str]]) -> bytes:
                 axes.plot(steps, values, alpha=0.25, lw=0.8, **look)
                 values = _running_mean(values)
             marker = "o" if len(values) <= _MANY_POINTS // 2 else ""
-            axes.plot(steps, values, label=run.name, marker=marker, ms=3, **look)
+            (lines[run.name],) = axes.plot(steps, values, marker=marker, ms=3, **look)
         axes.set_xlabel("step")
         axes.set_ylabel(label, fontsize=9)
-    handles, labels = all_axes[0].get_legend_handles_labels()
     made.legend(
-        handles,
-        labels,
+        list(lines.values()),
+        # A dollar sign would begin a formula.
+        [name.replace("$", r"\$") for name in lines],
         loc="outside lower center",
         ncols=min(4, len(runs)),
         frameon=False,
