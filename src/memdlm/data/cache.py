@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -94,7 +95,8 @@ def write_cache(path: Path, splits: Sequence[CachedSplit]) -> None:
     body = np.concatenate(arrays)
     header = {"blake2b": _digest(about, body), "splits": about}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # A random name: processes that share the folder may be on several machines, with equal ids.
+    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
     try:
         with partial.open("wb") as file:
             file.write(json.dumps(header).encode() + b"\n")

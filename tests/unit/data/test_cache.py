@@ -1,5 +1,6 @@
 """Encoded rows on disk: reused for the same content, never for other, rebuilt when damaged."""
 
+import errno
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +11,7 @@ import datasets
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from memdlm.data import cache as cache_module
 from memdlm.data import dataset as dataset_module
 from memdlm.data.cache import cache_file
 from memdlm.data.config import DataConfig
@@ -171,3 +173,17 @@ def test_hub_rows_are_cached_by_the_bytes_of_their_files(
     other, lines = load(config, words)
     assert other != first
     assert not any("cache" in line for line in lines)
+
+
+def test_a_write_that_fails_leaves_nothing_behind(
+    rows_file: str, words: Tokenizer, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path) -> None:
+        assert path.stat().st_size > 0
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache_module, "sync", full)
+    sets, lines = load(DataConfig(train=rows_file), words)
+    assert len(sets[0]) == 7
+    assert "No space left on device" in lines[-1]
+    assert list((own_cache / "encoded").iterdir()) == []
