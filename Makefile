@@ -34,7 +34,7 @@ format: $(DEV_STAMP) ## mend what ruff can mend
 	$(BIN)/ruff format $(SOURCES)
 
 bench: $(DEV_STAMP) ## time, memory and FLOPs of one training step
-	$(BIN)/python -m benchmarks.speed.step
+	$(BIN)/python -m benchmarks.speed.train
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) .mypy_cache src/.mypy_cache .pytest_cache .ruff_cache build dist

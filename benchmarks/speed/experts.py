@@ -21,7 +21,7 @@ from rich.table import Table
 
 from benchmarks.speed.expert_layer import PARTS, ROUTINGS, ExpertLayer, Shape
 from benchmarks.speed.measuring import median_ratio, peak_bytes, time_interleaved
-from benchmarks.speed.step import environment
+from benchmarks.speed.train import environment
 
 TOLERANCE = 1e-5
 """Largest difference between the two, relative to the norm of the tensor, in float32."""

@@ -24,7 +24,7 @@ from rich.table import Table
 from benchmarks.speed.decoding import FAMILIES, REFERENCES, DecodeCase, DecodeWorkload, build_model
 from benchmarks.speed.measuring import median_ratio, wait
 from benchmarks.speed.memory_write import MOST_FORWARDS, write_cost
-from benchmarks.speed.step import environment
+from benchmarks.speed.train import environment
 from memdlm.memory.config import MemoryConfig
 from memdlm.sampling.masked_decoding import DecodeOutput
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.speed import experts
-from benchmarks.speed import step as cli
+from benchmarks.speed import train as cli
 from benchmarks.speed.expert_layer import PARTS, ExpertLayer, Shape, choose
 from benchmarks.speed.flops import count_flops, grouped_mm_flops
 from benchmarks.speed.measuring import median_ratio, peak_bytes, time_interleaved
@@ -205,11 +205,30 @@ def test_the_command_prints_a_table_and_one_json_line_and_stores_it(capsys, tmp_
         assert result[f"{key}_ratio"].keys() == {"mdlm", "naive"}
     assert result["flops_ratio"]["naive"] < 1
     assert record["versions"]["torch"] == torch.__version__
+    assert "holds" not in out and "MISSED" not in out  # the goals are for a tenth of the tokens
+
+
+def test_goals_are_checked_at_every_measured_length_and_mfu_is_a_share_of_the_peak(capsys):
+    options = "--family moe --length 40 60 --repeats 1 --peak-tflops 2"
+    cli.main(options.split())
+    out = capsys.readouterr().out
+    first, second = json.loads(out.splitlines()[-1])["results"]
+    assert [result["case"]["length"] for result in (first, second)] == [40, 60]
+    for name, share in first["mfu"].items():
+        assert share == pytest.approx(first["flops"][name] / first["seconds"][name] / 2e12)
+    assert "MFU" in out
+    for length in (40, 60):
+        (line,) = [line for line in out.splitlines() if f"moe small, {length} tokens: " in line]
+        assert line.count("holds") + line.count("MISSED") == 3
+    missed = dict(first, seconds_ratio={"mdlm": 1.8, "naive": 0.5}, peak_bytes_ratio={"mdlm": 1.0})
+    line = cli.goals(missed)
+    assert line.count("MISSED") == 1 and "seconds / mdlm 1.80 (at most 1.70: MISSED)" in line
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--length", "64", "0"], "--length: must be at least 1"),
         (["--repeats", "0"], "--repeats: must be at least 1"),
         (["--response", "1.5"], r"--response: must be in \(0, 1\]"),
         (["--family", "mamba"], "invalid choice"),

@@ -1,8 +1,8 @@
-"""Time, peak memory and FLOPs of one training step: MDLM, MemDLM and a naive MemDLM.
+"""Time, peak memory, FLOPs and MFU of one training step: MDLM, MemDLM and a naive MemDLM.
 
-    python -m benchmarks.speed.step                  # what `make bench` runs
-    python -m benchmarks.speed.step --meta           # FLOPs at real shapes only, seconds
-    python -m benchmarks.speed.step --help
+    python -m benchmarks.speed.train                  # what `make bench` runs
+    python -m benchmarks.speed.train --meta           # FLOPs at real shapes only, seconds
+    python -m benchmarks.speed.train --help
 
 Prints a table, then one JSON line. See benchmarks/README.md for what the numbers mean.
 """
@@ -31,6 +31,17 @@ from benchmarks.speed.workload import FAMILIES, SIZES, TUNINGS, VARIANTS, Case, 
 # What a MemDLM step may cost at LLaDA-MoE's real shapes, 4096 tokens, 10 % response, LoRA.
 REQUIRED = {"mdlm": 1.70, "naive": 0.60}
 REQUIRED_CASE = Case(family="moe", size="real", tuning="lora", length=4096)
+
+# What was aimed at where a case is measured with a tenth of its tokens as response: MemDLM relative
+# to MDLM and to the naive step. On a GPU, the least MFU of Standard MDLM at real shapes.
+GOALS = {
+    ("seconds_ratio", "mdlm"): 1.70,
+    ("seconds_ratio", "naive"): 1 / 1.70,
+    ("peak_bytes_ratio", "mdlm"): 1.15,
+}
+GOAL_MFU = 0.35
+# TFLOP/s in bfloat16 without sparsity, from the maker's data sheets.
+PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0}
 
 _LABELS = {"mdlm": "Standard MDLM", "memdlm": "MemDLM", "naive": "naive MemDLM"}
 _META = torch.device("meta")
@@ -64,15 +75,39 @@ def measure(case: Case, device: torch.device, repeats: int) -> dict[str, Any]:
     }
 
 
-def bench(case: Case, device: torch.device, repeats: int, is_meta: bool) -> dict[str, Any]:
-    """Return all figures of one case: FLOPs always, the rest unless `is_meta`."""
+def bench(
+    case: Case,
+    device: torch.device,
+    repeats: int,
+    is_meta: bool,
+    peak_tflops: float | None = None,
+) -> dict[str, Any]:
+    """Return all figures of one case: FLOPs always, the rest unless `is_meta`.
+
+    With `peak_tflops`, what the device could do, the share of it that every variant's own FLOPs
+    make up in its seconds is `mfu`.
+    """
     flops = flops_of(case)
     result = {
         "case": asdict(case),
         "flops": flops,
         "flops_ratio": {name: flops["memdlm"] / flops[name] for name in REQUIRED},
     }
-    return result if is_meta else result | measure(case, device, repeats)
+    if is_meta:
+        return result
+    result |= measure(case, device, repeats)
+    if peak_tflops is not None:
+        seconds = result["seconds"]
+        result["mfu"] = {n: flops[n] / seconds[n] / peak_tflops / 1e12 for n in VARIANTS}
+    return result
+
+
+def peak_tflops_of(device: torch.device) -> float | None:
+    """Return the bfloat16 TFLOP/s of `device` where they are known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((value for part, value in PEAK_TFLOPS.items() if part in name), None)
 
 
 def title(case: Case) -> str:
@@ -86,7 +121,9 @@ def title(case: Case) -> str:
 def render(results: list[dict[str, Any]]) -> Table:
     """Return the table of `results`; ratios are MemDLM's to the row's variant."""
     table = Table(title="One training step (forward and backward); x = MemDLM relative to this row")
-    for name in ("case", "variant", "TFLOPs", "x", "seconds", "x", "peak MiB", "x"):
+    has_mfu = any("mfu" in result for result in results)
+    columns = ["case", "variant", "TFLOPs", "x", "seconds", "x", "peak MiB", "x"]
+    for name in [*columns, "MFU"] if has_mfu else columns:
         table.add_column(name, justify="left" if name in ("case", "variant") else "right")
     for result in results:
         case = Case(**result["case"])
@@ -101,6 +138,8 @@ def render(results: list[dict[str, Any]]) -> Table:
                 cells.append(f"{result[key][name] / scale:.{digits}f}" if is_known else "-")
                 ratios = result.get(f"{key}_ratio", {})
                 cells.append(f"{ratios[name]:.2f}" if name in ratios else "")
+            if has_mfu:
+                cells.append(f"{result['mfu'][name]:.1%}" if "mfu" in result else "-")
             table.add_row(*cells, end_section=name == VARIANTS[-1])
     return table
 
@@ -118,6 +157,26 @@ def verdict(results: list[dict[str, Any]]) -> str | None:
                 f"{'holds' if holds else 'MISSED'}"
             )
     return None
+
+
+def goals(result: dict[str, Any]) -> str | None:
+    """Return one line on what was aimed at; None for a case that was not measured or is another."""
+    case = Case(**result["case"])
+    if "seconds" not in result or case.response != 0.1:
+        return None
+    found = [
+        (f"{key.removesuffix('_ratio')} / {name}", result[key][name], limit)
+        for (key, name), limit in GOALS.items()
+    ]
+    parts = [
+        f"{what} {value:.2f} (at most {limit:.2f}: {'holds' if value <= limit else 'MISSED'})"
+        for what, value, limit in found
+    ]
+    if "mfu" in result and case.size == "real":
+        mfu = result["mfu"]["mdlm"]
+        holds = "holds" if mfu >= GOAL_MFU else "MISSED"
+        parts.append(f"MFU of MDLM {mfu:.0%} (at least {GOAL_MFU:.0%}: {holds})")
+    return f"{case.family} {case.size}, {case.length} tokens: {'; '.join(parts)}"
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -154,7 +213,7 @@ def _git(*args: str) -> str | None:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; options left out take the default suite's values."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.speed.step", description=__doc__.partition("\n")[0]
+        prog="python -m benchmarks.speed.train", description=__doc__.partition("\n")[0]
     )
     choices = {
         "family": FAMILIES,
@@ -166,6 +225,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.add_argument(
             f"--{entry.name.replace('_', '-')}",
             type=type(entry.default),
+            nargs="+" if entry.name == "length" else None,
             choices=choices.get(entry.name),
             help=f"{entry.metadata['help']} With none of these options: the default suite.",
         )
@@ -175,11 +235,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--threads", type=int, default=1, help="CPU threads (default: 1, repeatable when shared)."
     )
+    parser.add_argument(
+        "--peak-tflops",
+        type=float,
+        help="TFLOP/s of the device in bfloat16, for the MFU (default: known for "
+        f"{', '.join(PEAK_TFLOPS)}).",
+    )
     parser.add_argument("--json-out", type=Path, help="Also write the JSON line to this file.")
     options = parser.parse_args(arguments)
     for name in ("length", "batch_size", "repeats", "threads"):
         value = getattr(options, name)
-        if value is not None and value < 1:
+        values = value if isinstance(value, list) else [value]
+        if any(number is not None and number < 1 for number in values):
             parser.error(f"--{name.replace('_', '-')}: must be at least 1")
     for name in ("response", "mask_ratio"):
         value = getattr(options, name)
@@ -198,9 +265,10 @@ def suite(options: argparse.Namespace) -> list[tuple[Case, bool]]:
         if getattr(options, entry.name) is not None
     }
     if given:
-        case = Case(**given)
+        lengths = given.pop("length", [Case.length])
+        cases = [Case(**given, length=length) for length in lengths]
         # Real shapes do not fit a laptop: without an accelerator they are counted, not run.
-        return [(case, options.meta or (case.size == "real" and options.device == "cpu"))]
+        return [(c, options.meta or (c.size == "real" and options.device == "cpu")) for c in cases]
     real = [
         (replace(REQUIRED_CASE, family=family, tuning=tuning), True)
         for family in reversed(FAMILIES)
@@ -221,15 +289,18 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     console = Console(stderr=True)
     where = environment(device)  # before anything runs: the checkout may move on meanwhile
+    peak_tflops = options.peak_tflops or peak_tflops_of(device)
     results = []
     for case, is_meta in suite(options):
         console.print(f"{'counting' if is_meta else 'measuring'} {title(case)}", style="dim")
-        results.append(bench(case, device, options.repeats, is_meta))
+        results.append(bench(case, device, options.repeats, is_meta, peak_tflops))
     Console(width=None if Console().is_terminal else 140).print(render(results))
     if (line := verdict(results)) is not None:
         print(line)
+    for line in filter(None, map(goals, results)):
+        print(line)
     record = {
-        "benchmark": "speed/step",
+        "benchmark": "speed/train",
         **where,
         "repeats": options.repeats,
         "results": results,
