@@ -271,9 +271,9 @@ def test_a_link_to_a_run_stays_a_link(memdlm, tmp_path, rows_file) -> None:
     assert entries(tmp_path) == ["run", "scratch", "tiny.yaml"]
 
 
-def test_several_processes_are_refused(memdlm, recipe, tmp_path, monkeypatch) -> None:
+def test_several_processes_need_a_launcher(memdlm, recipe, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "runs in one process" in memdlm("train", recipe).error_line(2)
+    assert "WORLD_SIZE is 2 but RANK and MASTER_ADDR" in memdlm("train", recipe).error_line(2)
     assert entries(tmp_path) == ["tiny.yaml"]
 
 

@@ -8,9 +8,11 @@ therefore calls its micro-batch m (step, 0, rank m).
 import os
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from peft import LoraConfig
@@ -27,6 +29,7 @@ from memdlm.training.outer_step import OuterStep, lay_out_step, plan_step
 from tests.conftest import make_batch, make_model
 from tests.families import MASK
 
+ROOT = Path(__file__).parents[2]
 NUM_STEPS = 5
 NUM_RANKS = 2
 MEMORY = MemoryConfig(rank=2, layer_fraction=0.5)
@@ -172,19 +175,23 @@ def shard_by_layer(model: nn.Module) -> None:
 
 
 def shard_by_accelerate(model: nn.Module) -> None:
-    """Let accelerate wrap the model as it does where there is a GPU.
+    """Let accelerate wrap the model as our config file tells it to where there are GPUs.
 
     Its Accelerator would choose DDP on a CPU, so its function is given what that would hand it.
     """
+    from accelerate.commands import launch
     from accelerate.utils import FullyShardedDataParallelPlugin
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
-    plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2,
-        auto_wrap_policy="transformer_based_wrap",
-        cpu_ram_efficient_loading=False,
-        state_dict_type="FULL_STATE_DICT",
+    line = ["--config_file", str(ROOT / "recipes" / "accelerate" / "fsdp2.yaml"), "script.py"]
+    arguments, _, _ = launch._validate_launch_command(
+        launch.launch_command_parser().parse_args(line)
     )
+    variables = launch.prepare_multi_gpu_env(arguments)
+    variables = {name: text for name, text in variables.items() if name.startswith("FSDP_")}
+    assert variables["FSDP_VERSION"] == "2"
+    with patch.dict(os.environ, variables):
+        plugin = FullyShardedDataParallelPlugin()
     accelerator = SimpleNamespace(
         state=SimpleNamespace(fsdp_plugin=plugin),
         mixed_precision="no",

@@ -11,7 +11,7 @@ from typer.exceptions import TyperException
 
 import memdlm
 from memdlm.cli.failures import describe_failure
-from memdlm.errors import StoppedError
+from memdlm.errors import StoppedError, UsageError
 
 # Command -> the module in memdlm.cli that holds a function of the same name, or an application
 # with commands of its own. Such a module is imported for every --help, so it imports torch and the
@@ -87,8 +87,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         message, code = describe_failure(error)
         kind = "error: " if is_failure else ""
-        print(f"memdlm: {kind}{_one_line(message)}", file=sys.stderr)
+        if not _is_said_by_another(error):
+            print(f"memdlm: {kind}{_one_line(message)}", file=sys.stderr)
         return code
+
+
+def _is_said_by_another(error: Exception) -> bool:
+    """Tell whether the first of several processes prints this: it ends all of them alike."""
+    return isinstance(error, UsageError | StoppedError) and os.environ.get("RANK", "0") != "0"
 
 
 def _show_version(wanted: bool) -> None:

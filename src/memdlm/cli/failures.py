@@ -31,11 +31,25 @@ def describe_failure(error: BaseException) -> tuple[str, int]:
             "memory.layer_fraction, or set training.gradient_checkpointing: true",
             1,
         )
+    if _has_lost_another(error):
+        return (
+            "another process of this run has ended, so this one cannot go on: its own message is "
+            "the cause; start again with --resume",
+            1,
+        )
     return (
         f"unexpected {type(error).__name__}: {error}; run again with --debug and report it with "
         "the output of `memdlm env`",
         1,
     )
+
+
+def _has_lost_another(error: BaseException) -> bool:
+    # gloo raises plain RuntimeErrors, NCCL and the store errors of their own.
+    if type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError"):
+        return True
+    signs = ("Connection closed by peer", "Connection reset by peer", "gloo/transport")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -41,9 +41,16 @@ RESULTS = ("model", "adapter")
 class RunFolder:
     """One run's folder at `path`, which may not exist yet."""
 
-    def __init__(self, path: Path) -> None:
-        """Name the folder; nothing is touched."""
+    def __init__(self, path: Path, writes: bool = True) -> None:
+        """Name the folder; nothing is touched.
+
+        Args:
+            path: Where it is or will be.
+            writes: Whether this process writes there, which one of several does. In the others
+                nothing here changes the disk, and folders that are given do not exist.
+        """
         self.path = path
+        self.writes = writes
 
     @property
     def is_run(self) -> bool:
@@ -84,6 +91,8 @@ class RunFolder:
 
     def note_resume(self, checkpoint: Path | None, changed: list[str]) -> None:
         """Append to the list of resumes; `changed` is what differs from the run so far."""
+        if not self.writes:
+            return
         record = {"from": None if checkpoint is None else checkpoint.name, "changed": changed}
         with (self.path / RESUMES).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -129,6 +138,9 @@ class RunFolder:
 
         An old run is removed only then. If the block fails, nothing has changed.
         """
+        if not self.writes:
+            yield self.path
+            return
         place = self.path.resolve()  # beside the folder itself, where the name is a link to it
         staging = place.with_name(f".{place.name}.partial-{os.getpid()}")
         missing = [parent for parent in place.parents if not parent.exists()]
@@ -151,6 +163,8 @@ class RunFolder:
 
     def remove_partial(self) -> None:
         """Remove what a failed write left behind: checkpoints and results that are not whole."""
+        if not self.writes:
+            return
         self._checkpoints().tidy()
         for path in self.path.glob(".*.partial"):
             shutil.rmtree(path, ignore_errors=True)
@@ -164,6 +178,9 @@ class RunFolder:
     def writing_result(self, name: str) -> Iterator[Path]:
         """Give a folder that becomes `name` (one of `RESULTS`) when the block ends well."""
         staging = self.path / f".{name}.partial"
+        if not self.writes:
+            yield staging
+            return
         shutil.rmtree(staging, ignore_errors=True)
         try:
             staging.mkdir()

@@ -25,6 +25,10 @@ def train(
         bool,
         typer.Option("--force", help="Resume although recipe or data differ from the run's."),
     ] = False,
+    exact: Annotated[
+        bool,
+        typer.Option("--exact", help="Refuse to resume with another number of processes."),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in the output folder.")
     ] = False,
@@ -40,6 +44,9 @@ def train(
     if force and not resume:
         raise UsageError("--force goes with --resume: it continues a run with other settings")
 
+    if exact and not resume:
+        raise UsageError("--exact goes with --resume: it holds a run to its number of processes")
+
     from memdlm.cli.quiet import silence_libraries
 
     silence_libraries()
@@ -49,9 +56,12 @@ def train(
     from memdlm.cli.recipe import load_recipe
     from memdlm.cli.run_folder import RunFolder
     from memdlm.cli.training_run import run_recipe
+    from memdlm.training.processes import is_first
 
     loaded = load_recipe(recipe, assignments or ())
-    folder = RunFolder(Path(loaded.output_dir or Path("runs") / recipe.stem).expanduser())
+    folder = RunFolder(
+        Path(loaded.output_dir or Path("runs") / recipe.stem).expanduser(), is_first()
+    )
     console = Console(stderr=True)
     try:
         outcome = run_recipe(
@@ -60,6 +70,7 @@ def train(
             console,
             resume=resume,
             force=force,
+            exact=exact,
             overwrite=overwrite,
             quiet=quiet,
         )
@@ -67,6 +78,8 @@ def train(
         if folder.is_run:
             stopped.args = (f"{stopped}: continue with {_command(recipe, assignments or ())}",)
         raise
+    if not folder.writes:
+        return
     if outcome.num_steps == 0:
         print(f"{folder.path} is already finished: {outcome.result}")
         return

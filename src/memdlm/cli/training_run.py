@@ -47,9 +47,10 @@ from memdlm.data.dataset import (
 from memdlm.data.tasks import generate_examples, vocabulary
 from memdlm.data.tasks.config import Example, TaskConfig
 from memdlm.data.tokenizer import build_word_tokenizer
-from memdlm.errors import ConfigError, StoppedError, UsageError
+from memdlm.errors import ConfigError, StoppedError
 from memdlm.files import write_text
 from memdlm.seeding import derive_seed, preserved_rng
+from memdlm.training import processes
 from memdlm.training.config import MemDLMConfig
 from memdlm.training.signals import StopOnSignal
 from memdlm.training.trainer import MemDLMTrainer
@@ -74,6 +75,7 @@ def run_recipe(
     *,
     resume: bool = False,
     force: bool = False,
+    exact: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Outcome:
@@ -85,6 +87,7 @@ def run_recipe(
         console: For progress and for remarks.
         resume: Continue from the newest whole checkpoint, or from the start if there is none.
         force: Continue although recipe or data are not those of the run.
+        exact: Refuse to continue with another number of processes, which changes the order of rows.
         overwrite: Replace a run that is there.
         quiet: Show no progress; remarks are shown all the same.
 
@@ -93,11 +96,8 @@ def run_recipe(
         StoppedError: SIGTERM or Ctrl-C came; training had begun, so a checkpoint was written.
         MemDLMError: Whatever is wrong with settings, data, checkpoint or the run itself.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError(
-            "memdlm train runs in one process: for several, call MemDLMTrainer from a script of "
-            "your own and launch that"
-        )
+    processes.join(on_cpu=runs_on_cpu(recipe))
+    quiet = quiet or not folder.writes
     plain = {**resolved(recipe), "output_dir": str(folder.path)}
     changed: list[str] = []
     if resume:
@@ -105,15 +105,17 @@ def run_recipe(
         finished = folder.result()
         if finished is not None:
             return Outcome(finished, 0, None)
+        processes.wait()  # until all have seen the folder as it is
         folder.remove_partial()
     else:
         folder.check_free(overwrite)
-    say = _printer(console)
+    processes.wait()
+    say = _printer(console) if folder.writes else _say_nothing
     # A handler must not use the console, which may be in the middle of something.
     notice: Echo = _write_line if console.is_terminal and not quiet else lambda line: None
     trackers = tracking(recipe.training.get("report_to"), folder.path / TRACKING)
     with StopOnSignal(notice) as stop, trackers:
-        tokenizer, splits = load_data(recipe, (lambda line: None) if quiet else say)
+        tokenizer, splits = load_data(recipe, _say_nothing if quiet else say)
         hashes = data_hashes(recipe.data, splits)
         if resume:
             changed += compare_data(folder, hashes, force, say)
@@ -129,30 +131,38 @@ def run_recipe(
         if resume:
             trainer = prepare(folder.path)
             checkpoint = folder.latest_checkpoint(say)
+            if checkpoint is not None:
+                warning = processes.check_world_size(checkpoint, exact=exact)
+                if warning is not None:
+                    say(warning)
             for line in changed:
                 say(f"going on with other settings or data: {line}")
-            if changed:
+            if changed and folder.writes:
                 _record(folder.path, plain, hashes)
             folder.note_resume(checkpoint, changed)
         else:
             with folder.staged() as staging:
-                if recipe.tiny is not None and recipe.adapter.kind == "lora":
+                keeps_base = recipe.tiny is not None and recipe.adapter.kind == "lora"
+                if keeps_base and folder.writes:
                     model.save_pretrained(staging / BASE)
                     tokenizer.save_pretrained(staging / BASE)
                 trainer = prepare(staging)
-                versions = {**collect_versions(), **collect_devices(), **collect_commit(Path())}
-                write_text(staging / VERSIONS, json.dumps(versions, indent=2) + "\n")
-                _record(staging, plain, hashes)
+                if folder.writes:
+                    versions = {**collect_versions(), **collect_devices(), **collect_commit(Path())}
+                    write_text(staging / VERSIONS, json.dumps(versions, indent=2) + "\n")
+                    _record(staging, plain, hashes)
             trainer.args.output_dir = str(folder.path / CHECKPOINTS)
         trainer.args.run_name = trainer.args.run_name or folder.path.resolve().name
         progress = TrainingProgress(console, quiet)
         for callback in (progress, MetricsFile(folder.path / METRICS), stop):
             trainer.add_callback(callback)
         try:
-            return _train(trainer, folder, recipe, checkpoint)
+            outcome = _train(trainer, folder, recipe, checkpoint)
         finally:
             progress.stop()
             folder.remove_partial()
+    processes.leave()
+    return outcome
 
 
 def _record(place: Path, plain: dict[str, Any], hashes: dict[str, str]) -> None:
@@ -184,7 +194,7 @@ def _train(
         trainer.save_model(str(place))
         # A pickle of this process's settings; they are in recipe.yaml, which anyone can read.
         (place / "training_args.bin").unlink(missing_ok=True)
-        if name == "adapter" and recipe.tiny is not None:
+        if name == "adapter" and recipe.tiny is not None and folder.writes:
             _name_base(place / "adapter_config.json", f"../{BASE}")
     return Outcome(folder.path / name, state.global_step, eval_loss)
 
@@ -301,6 +311,11 @@ def _location(model: str) -> str:
     return str(Path(model).expanduser().absolute()) if Path(model).exists() else model
 
 
+def runs_on_cpu(recipe: Recipe) -> bool:
+    """Tell whether a run uses the CPU: where it asks for it, or where there is nothing else."""
+    return bool(recipe.training.get("use_cpu", default_device().type == "cpu"))
+
+
 def training_arguments(recipe: Recipe, checkpoints: Path) -> MemDLMConfig:
     """Return the Trainer's settings of a recipe.
 
@@ -310,7 +325,7 @@ def training_arguments(recipe: Recipe, checkpoints: Path) -> MemDLMConfig:
     Raises:
         ConfigError: transformers refuses a setting or a combination, or no step would be taken.
     """
-    on_cpu = default_device().type == "cpu"
+    on_cpu = runs_on_cpu(recipe)
     values: dict[str, Any] = {
         "report_to": "none",
         "project": "memdlm",
@@ -370,6 +385,10 @@ def _printer(console: Console) -> Echo:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     return echo
+
+
+def _say_nothing(line: str) -> None:
+    """Take a line that nobody is to see."""
 
 
 def _write_line(line: str) -> None:
