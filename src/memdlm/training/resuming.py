@@ -6,6 +6,8 @@ that loading them would silently undo a changed recipe.
 
 from typing import Any
 
+from torch.optim.lr_scheduler import LambdaLR
+
 # What TrainingArguments sets; other entries of a group may be an optimizer's state in disguise.
 _SETTINGS = ("initial_lr", "betas", "eps", "weight_decay", "momentum")
 
@@ -30,8 +32,10 @@ def apply_settings(settings: list[dict[str, Any]], optimizer: Any, scheduler: An
     """
     for index, (wanted, group) in enumerate(zip(settings, optimizer.param_groups, strict=True)):
         before, after = group.get("initial_lr"), wanted.get("initial_lr")
-        if before is not None and after is not None and before != after:
-            group["lr"] = group["lr"] * after / before if before else after
-            if hasattr(scheduler, "base_lrs"):
-                scheduler.base_lrs[index] = after
         group.update(wanted)
+        if isinstance(scheduler, LambdaLR):  # all but the schedules that follow a metric
+            scheduler.base_lrs[index] = group["initial_lr"]
+            group["lr"] = group["initial_lr"] * scheduler.lr_lambdas[index](scheduler.last_epoch)
+            scheduler._last_lr[index] = group["lr"]
+        elif before and after and before != after:
+            group["lr"] *= after / before

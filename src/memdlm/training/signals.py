@@ -77,16 +77,16 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for a checkpoint if a signal came.
 
-        The last step of an epoch is not over before the epoch's evaluation, which a resumed run
-        would not make up for.
+        The last step of an epoch, or of the run, is not over before the evaluation that follows,
+        which a resumed run would not make up for.
         """
         self._is_agreed = self._is_agreed or self._ask(args)
-        if self._is_agreed and not float(state.epoch).is_integer():
+        if self._is_agreed and not _ends_epoch(state):
             self._save(args, control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for the checkpoint that the epoch's last step did not ask for."""
-        if self._is_agreed and float(state.epoch).is_integer():
+        if self._is_agreed and _ends_epoch(state):
             self._save(args, control)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -134,6 +134,10 @@ class StopOnSignal(TrainerCallback):
         number = int(highest.item())
         self._signal = number or self._signal
         return number != 0
+
+
+def _ends_epoch(state: Any) -> bool:
+    return float(state.epoch).is_integer() or bool(state.global_step >= state.max_steps)
 
 
 def _ask_all(number: int, device: torch.device) -> tuple[torch.Tensor, torch.cuda.Event | None]:

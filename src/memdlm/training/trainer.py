@@ -209,6 +209,13 @@ class MemDLMTrainer(Trainer):
         self.state.compute_steps(self.args, max_steps)  # those of the checkpoint hold otherwise
         return position
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # A run that died between its last save and its end would take one step too many.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         settings = settings_of(self.optimizer)
         super()._load_optimizer_and_scheduler(checkpoint)

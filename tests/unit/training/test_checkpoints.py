@@ -8,11 +8,14 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
+from transformers import Trainer, TrainerCallback
 
 from memdlm import MemoryConfig
 from memdlm.backbones.adapters import with_adapter
 from memdlm.backbones.loading import load_model
-from memdlm.errors import CheckpointError
+from memdlm.errors import CheckpointError, NonFiniteError
+from memdlm.files import MARKER, defect, seal
+from memdlm.training.checkpoints import CheckpointFolder
 
 SMALL = {"rank": 3, "alpha": 6.0, "layer_fraction": 0.5}
 LORA = LoraConfig(r=4, lora_dropout=0.2, target_modules=["q_proj", "gate_proj", "up_proj"])
@@ -210,3 +213,160 @@ def test_resume_true_takes_the_last_checkpoint(build_model, train):
         (Path(resumed.args.output_dir) / "checkpoint-6" / "trainer_state.json").read_text()
     )
     assert [line["step"] for line in state["log_history"]] == [1, 2, 3, 4, 5, 6]
+
+
+def folders(trainer):
+    """Return the names in a run's folder."""
+    return sorted(path.name for path in Path(trainer.args.output_dir).iterdir())
+
+
+def test_the_newest_whole_checkpoint_is_taken_and_others_are_named(build_model, train, caplog):
+    settings = {"save_strategy": "steps", "save_steps": 1}
+    first = train(build_model("llada"), **settings)
+    folder = Path(first.args.output_dir)
+    (folder / "checkpoint-4" / MARKER).unlink()
+    (folder / "checkpoint-3" / "rng_state.pth").write_bytes(b"")
+    resumed = train(build_model("llada", seed=1), max_steps=4, resume=True, **settings)
+    assert [line for line in caplog.messages if line.startswith("skipped")] == [
+        f"skipped {folder / 'checkpoint-4'} because it has no complete.json, so it was not written "
+        "to its end",
+        f"skipped {folder / 'checkpoint-3'} because its rng_state.pth has 0 of "
+        f"{(folder / 'checkpoint-2' / 'rng_state.pth').stat().st_size:,} bytes",
+    ]
+    expected = first.model.state_dict()
+    assert all(torch.equal(v, expected[n]) for n, v in resumed.model.state_dict().items())
+    assert defect(folder / "checkpoint-4") is None  # written anew in place of the broken one
+    with pytest.raises(CheckpointError, match="cannot be resumed because it has no complete"):
+        (folder / "checkpoint-4" / MARKER).unlink()
+        train(build_model("llada"), resume=str(folder / "checkpoint-4"))
+
+
+def test_the_limit_never_takes_the_only_whole_checkpoint(tmp_path):
+    folder = CheckpointFolder(tmp_path)
+    for step in (1, 2, 3):
+        with folder.writing(step) as place:
+            (place / f"checkpoint-{step}").mkdir()
+            (place / f"checkpoint-{step}" / "weights").write_text("x")
+    for step in (2, 3):
+        (tmp_path / f"checkpoint-{step}" / MARKER).unlink()
+    folder.rotate(1)
+    assert folder.newest() == tmp_path / "checkpoint-1"
+    with folder.writing(10) as place:
+        (place / "checkpoint-10").mkdir()
+    folder.rotate(None)
+    folder.rotate(2)
+    assert (tmp_path / "checkpoint-1").is_dir()
+    folder.rotate(1, keep=[tmp_path / "checkpoint-1"])
+    assert (tmp_path / "checkpoint-1").is_dir() and (tmp_path / "checkpoint-10").is_dir()
+    folder.rotate(1)
+    assert [path.name for path in folder.all()] == ["checkpoint-2", "checkpoint-3", "checkpoint-10"]
+
+
+def test_a_run_that_goes_back_keeps_what_it_writes(build_model, train):
+    settings = {"save_strategy": "steps", "save_steps": 1}
+    first = train(build_model("llada"), **settings)
+    back = str(Path(first.args.output_dir) / "checkpoint-1")
+    again = train(build_model("llada"), resume=back, max_steps=2, save_total_limit=1, **settings)
+    assert {"checkpoint-2", "checkpoint-4"} <= set(folders(again))
+
+
+def write_sealed(folder, step, text):
+    """Leave a checkpoint that is sealed but has not got its name."""
+    place = folder.path / "_partial" / f"checkpoint-{step}"
+    place.mkdir(parents=True)
+    (place / "weights").write_text(text)
+    seal(place)
+
+
+def test_what_was_sealed_when_the_process_died_gets_its_name(tmp_path):
+    folder = CheckpointFolder(tmp_path)
+    write_sealed(folder, 3, "new")
+    (tmp_path / "_partial" / "checkpoint-4").mkdir()  # that one was not
+    (tmp_path / "checkpoint-3").mkdir()  # half removed to make room for the new one
+    folder.tidy()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+    assert (folder.newest() / "weights").read_text() == "new"
+    write_sealed(folder, 3, "newer")
+    folder.tidy()
+    assert (folder.newest() / "weights").read_text() == "new"  # a whole one is never replaced
+
+
+def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
+    folder = CheckpointFolder(tmp_path)
+    for text in ("old", "new"):
+        with folder.writing(1) as place:
+            (place / "checkpoint-1").mkdir()
+            (place / "checkpoint-1" / "weights").write_text(text)
+    assert (folder.newest() / "weights").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+
+
+def test_a_save_that_fails_leaves_the_one_before_alone(build_model, train, monkeypatch):
+    save, times = torch.save, []
+
+    def fill(value, path, *args, **kwargs):
+        times.append(path)
+        # The device that is always full gives torch a real error of a full disk.
+        save(value, "/dev/full" if len(times) > 4 else path, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", fill)
+    settings = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
+    with pytest.raises(CheckpointError, match="disk is full, so step 2 could not be saved") as e:
+        train(build_model("llada"), **settings)
+    monkeypatch.undo()
+    assert "\n" not in str(e.value)
+    resumed = train(build_model("llada", seed=1), resume=True, **settings)
+    assert folders(resumed) == ["checkpoint-4"]
+    assert resumed.state.log_history[0]["step"] == 1  # from the checkpoint of step 1
+
+
+class SpoilGradient(TrainerCallback):
+    """Makes one gradient nan before the second step."""
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 1:
+            next(model.parameters()).grad[0] = torch.nan
+
+
+def test_weights_that_a_nan_gradient_spoilt_are_not_saved(build_model, train):
+    settings = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
+    with pytest.raises(NonFiniteError, match="by step 2, which is not saved"):
+        train(build_model("llada"), callbacks=[SpoilGradient()], **settings)
+    resumed = train(build_model("llada", seed=1), resume=True, **settings)
+    assert resumed.state.global_step == 4
+    assert all(value.isfinite().all() for value in resumed.model.state_dict().values())
+
+
+def test_settings_given_at_resume_hold(build_model, train):
+    train(build_model("llada"), save_strategy="steps", save_steps=2)
+    resumed = train(
+        build_model("llada", seed=1),
+        resume=True,
+        learning_rate=1e-3,
+        weight_decay=0.25,
+        lr_scheduler_type="constant",
+        save_strategy="steps",
+        save_steps=1,
+        max_steps=6,
+    )
+    assert [line["learning_rate"] for line in resumed.state.log_history[4:6]] == [1e-3, 1e-3]
+    assert resumed.optimizer.param_groups[0]["weight_decay"] == 0.25
+    assert "checkpoint-5" in folders(resumed)
+
+
+def test_a_checkpoint_of_another_model_is_one_line(build_model, train):
+    first = train(build_model("llada"), save_strategy="steps", save_steps=4)
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        train(build_model("llada", vocab_size=70), resume=True, output_dir=first.args.output_dir)
+
+
+def test_the_hub_gets_a_checkpoint_from_where_it_stays(build_model, train, monkeypatch):
+    pushed = []
+
+    def push(self, folder):
+        pushed.append((Path(folder).name, defect(Path(folder)), Path(folder).parent.name))
+
+    monkeypatch.setattr(Trainer, "_push_from_checkpoint", push)
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda self: None)
+    train(build_model("llada"), save_strategy="steps", save_steps=2, push_to_hub=True)
+    assert pushed == [("checkpoint-2", None, "run"), ("checkpoint-4", None, "run")]
