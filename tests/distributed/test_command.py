@@ -13,7 +13,10 @@ import yaml
 
 from memdlm.cli import main
 from memdlm.errors import ConfigError
+from memdlm.memory.config import MemoryConfig
+from memdlm.memory.parametric_memory import ParametricMemory
 from memdlm.training.config import MemDLMConfig
+from tests.conftest import make_model
 from tests.distributed.conftest import TORCHRUN, environment
 
 
@@ -84,6 +87,19 @@ def test_a_killed_process_ends_all_within_a_minute_and_the_run_can_go_on(
     assert "4 steps; saved " in captured.out
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert sorted(set(steps)) == [1, 2, 3, 4]
+
+
+def test_a_global_batch_memory_is_of_training_alone(recipe, tmp_path, capsys) -> None:
+    with pytest.raises(ConfigError, match="global_batch joins the processes of a training run"):
+        ParametricMemory(make_model(), MemoryConfig(sharing="global_batch"))
+    assert main(["train", str(recipe), "-q", "--set", "memory.sharing=global_batch"]) == 0
+    written = str(tmp_path / "memory")
+    text = tmp_path / "text.txt"
+    text.write_text("ada hid the key in box 0 .")
+    prompt = ["--file", str(text)]
+    run = str(tmp_path / "run")
+    assert main(["memory", "write", "--model", run, *prompt, "--output", written]) == 0
+    assert "saved " in capsys.readouterr().out
 
 
 def test_a_port_in_use_is_one_clear_line(recipe, tmp_path) -> None:

@@ -1,6 +1,7 @@
 """The work of `memdlm memory`: write a text into a folder, and tell what a folder holds."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,10 @@ def write_memory(request: GenerationRequest, output: Path) -> str:
     ids = encode_prompt(tokenizer, request.prompts[0], chat_template=request.chat_template)
     if not ids:
         raise DataError("the text is empty: give it at least one word")
-    memory = ParametricMemory(model, config.memory, config.objective)
+    settings = config.memory
+    if settings.sharing == "global_batch":  # of training; here one text is the whole batch
+        settings = replace(settings, sharing="batch")
+    memory = ParametricMemory(model, settings, config.objective)
     memory.write(torch.tensor([ids]), seed=request.seed)
     (row,) = memory.rows
     assert row is not None
