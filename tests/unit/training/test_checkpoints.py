@@ -221,6 +221,7 @@ def folders(trainer):
 
 
 def test_the_newest_whole_checkpoint_is_taken_and_others_are_named(build_model, train, caplog):
+    caplog.set_level("WARNING", logger="memdlm")  # commands silence it
     settings = {"save_strategy": "steps", "save_steps": 1}
     first = train(build_model("llada"), **settings)
     folder = Path(first.args.output_dir)
