@@ -206,7 +206,7 @@ def _with_lora(experts: Experts, draws: torch.Generator) -> Any:
     """Return the adapter's layer around `experts`, away from its start, where B is zero."""
     from peft import LoraConfig
 
-    from memdlm.backbones.expert_lora import ExpertLora
+    from memdlm.backbones.adapters.expert_lora import ExpertLora
 
     config: Any = LoraConfig(r=RANK, lora_alpha=ALPHA)
     config.expert_projections = {"experts": experts.projections}

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from memdlm.backbones.adapter_files import WEIGHTS
+from memdlm.backbones.adapters.files import WEIGHTS
 from memdlm.backbones.loading import load_model
 
 

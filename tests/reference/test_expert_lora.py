@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig
 from torch.nn import functional as F
 
-from memdlm.backbones.expert_lora import ExpertLora
+from memdlm.backbones.adapters.expert_lora import ExpertLora
 from memdlm.backbones.experts import Experts
 from memdlm.memory.config import MemoryConfig
 from memdlm.memory.fast_weights import FastWeights

@@ -128,7 +128,7 @@ class DiffusionPreTrainedModel(PreTrainedModel):
             ConfigError: `quantization_config` asks for other than 4-bit weights.
         """
         if quantization_config is not None:
-            from memdlm.backbones.quantized_loading import own_config
+            from memdlm.backbones.quantization.loading import own_config
 
             kwargs["quantization_config"] = own_config(quantization_config)
         return super().from_pretrained(*args, **kwargs)

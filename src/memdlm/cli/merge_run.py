@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from memdlm.backbones.adapted_model import AdaptedModel
 from memdlm.backbones.adapters import base_of_adapter
+from memdlm.backbones.adapters.model import AdaptedModel
 from memdlm.backbones.base import DiffusionMaskedLM
 from memdlm.backbones.loading import load_model
 from memdlm.backbones.reading import check_exists

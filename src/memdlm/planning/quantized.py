@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from memdlm.backbones.base import DiffusionMaskedLM
-from memdlm.backbones.four_bit import Scales
 from memdlm.backbones.quantization import (
     COMPUTE_DTYPE,
     SCALE_BLOCK_SIZE,
     QuantizationConfig,
     state_tensors,
 )
+from memdlm.backbones.quantization.four_bit import Scales
 
 
 def quantize_outline(model: DiffusionMaskedLM, quantization: QuantizationConfig) -> None:
@@ -28,7 +28,7 @@ def quantize_outline(model: DiffusionMaskedLM, quantization: QuantizationConfig)
     if not quantization.is_on:
         return
     # Imported here: it is part of loading and imports transformers' quantisers.
-    from memdlm.backbones.quantized_loading import FourBitQuantizer, transformers_config
+    from memdlm.backbones.quantization.loading import FourBitQuantizer, transformers_config
 
     # bitsandbytes makes a table when it is first needed and keeps it; so have it made with data.
     Scales.doubled(torch.ones(SCALE_BLOCK_SIZE))
@@ -52,7 +52,7 @@ def store_weight(layer: nn.Linear) -> list[torch.Tensor]:
 
     Called under `FakeTensorMode`.
     """
-    from memdlm.backbones.quantized_linear import stored_matrix
+    from memdlm.backbones.quantization.linear import stored_matrix
 
     empty: Any = layer.weight
     kind, double = empty.quant_type, empty.compress_statistics

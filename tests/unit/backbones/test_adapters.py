@@ -13,9 +13,9 @@ from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from memdlm.backbones.adapter_places import find_places
 from memdlm.backbones.adapters import add_lora, with_adapter
-from memdlm.backbones.expert_lora import ExpertLora
+from memdlm.backbones.adapters.expert_lora import ExpertLora
+from memdlm.backbones.adapters.places import find_places
 from memdlm.backbones.experts import Experts
 from memdlm.backbones.llada2 import LLaDA2Config, LLaDA2ForMaskedLM
 from memdlm.backbones.loading import load_model

@@ -17,8 +17,8 @@ from memdlm.backbones.base import DiffusionMaskedLM
 from memdlm.backbones.experts import Experts
 from memdlm.backbones.loading import load_model
 from memdlm.backbones.quantization import QuantizationConfig, is_quantized, report
-from memdlm.backbones.quantized_experts import STACKS, QuantizedExperts
-from memdlm.backbones.quantized_linear import dequantized_weight, linear_weight
+from memdlm.backbones.quantization.experts import STACKS, QuantizedExperts
+from memdlm.backbones.quantization.linear import dequantized_weight, linear_weight
 from memdlm.errors import CheckpointError, ConfigError, UsageError
 
 

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from memdlm.backbones.experts import Experts
 from memdlm.backbones.quantization import stored_bytes
-from memdlm.backbones.quantized_experts import STACKS, QuantizedExperts, plan_pieces
+from memdlm.backbones.quantization.experts import STACKS, QuantizedExperts, plan_pieces
 from memdlm.memory.config import MemoryConfig
 from memdlm.memory.fast_weights import FastWeights
 from memdlm.memory.placement import Placement, Site

@@ -22,7 +22,7 @@ INITIALISATIONS = (True, False, "gaussian")
 
 
 class ExpertLora(nn.Module, LoraLayer):
-    """Wraps `Experts`; PEFT puts it in place (`memdlm.backbones.adapted_model`).
+    """Wraps `Experts`; PEFT puts it in place (`memdlm.backbones.adapters.model`).
 
     Parameters are named `lora_A.<adapter>.<projection>` and `lora_B.<adapter>.<projection>`. Which
     projections have factors comes from the config's `expert_projections`, by the stack's path.

@@ -1,6 +1,6 @@
 """Outer adapters: LoRA put on a backbone, new or from a file, every weight in its place.
 
-The light face of `memdlm.backbones.adapted_model`, whose import takes seconds.
+The light face of `memdlm.backbones.adapters.model`, whose import takes seconds.
 """
 
 import warnings
@@ -16,7 +16,7 @@ from memdlm.errors import CheckpointError, ConfigError, UsageError
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from memdlm.backbones.adapted_model import AdaptedModel
+    from memdlm.backbones.adapters.model import AdaptedModel
 
 
 def add_lora(model: nn.Module, config: Any, adapter_name: str = "default") -> "AdaptedModel":
@@ -36,7 +36,7 @@ def add_lora(model: nn.Module, config: Any, adapter_name: str = "default") -> "A
         ConfigError: The config asks for something not supported, or its targets match nothing.
         UsageError: `model` is no backbone, or carries an adapter already.
     """
-    from memdlm.backbones.adapted_model import AdaptedModel
+    from memdlm.backbones.adapters.model import AdaptedModel
 
     if not isinstance(model, DiffusionMaskedLM):
         raise UsageError(
@@ -61,7 +61,7 @@ def with_adapter(model: DiffusionMaskedLM, adapter: str | Path) -> "PeftModel":
     """
     from peft import PeftConfig, PeftModel
 
-    from memdlm.backbones.adapted_model import AdaptedModel
+    from memdlm.backbones.adapters.model import AdaptedModel
 
     adapter = str(adapter)
     check_exists(adapter)

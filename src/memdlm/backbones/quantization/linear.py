@@ -12,8 +12,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from memdlm.backbones.four_bit import Scales, bitsandbytes, dequantize, quantize
 from memdlm.backbones.quantization import BLOCK_SIZE, SCALE_BLOCK_SIZE
+from memdlm.backbones.quantization.four_bit import Scales, bitsandbytes, dequantize, quantize
 
 
 def four_bit_linear(

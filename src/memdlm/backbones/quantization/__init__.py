@@ -4,7 +4,8 @@ NF4 (QLoRA, arXiv 2305.14314): weights in blocks of 64 share a scale, each being
 of a normal distribution. Double quantisation stores the scales in 8 bits, in blocks of 256, which
 makes 4.13 bits per weight in place of 4.5. Products are computed in bfloat16 from weights
 dequantised for the moment, in forward and again in backward; the stored bits never change, so
-training needs an adapter. `quantized_loading` does the work, `quantized_experts` holds the experts.
+training needs an adapter. `loading` does the work while a checkpoint is read; `linear` and `experts`
+hold what it stores.
 """
 
 from collections.abc import Iterator
@@ -89,8 +90,8 @@ def loading_arguments(
     if not quantization.is_on:
         return {}
     # Imported here: both import this file.
-    from memdlm.backbones.four_bit import bitsandbytes
-    from memdlm.backbones.quantized_loading import transformers_config
+    from memdlm.backbones.quantization.four_bit import bitsandbytes
+    from memdlm.backbones.quantization.loading import transformers_config
 
     bitsandbytes()
     return {
@@ -190,7 +191,7 @@ class _Part:
 
 
 def _quantized(model: nn.Module) -> Iterator[_Part]:
-    from memdlm.backbones.quantized_experts import QuantizedExperts
+    from memdlm.backbones.quantization.experts import QuantizedExperts
 
     for module in model.modules():
         if isinstance(module, QuantizedExperts):

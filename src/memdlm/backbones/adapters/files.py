@@ -3,9 +3,9 @@
     base_model.model.<official path>.lora_A.weight    [r, in]
     base_model.model.<official path>.lora_B.weight    [out, r]
 
-In memory the factors of a stack of experts are one tensor (`memdlm.backbones.expert_lora`). Every
-key is looked up in a `PlaceTable`; nothing is guessed. Files of earlier versions of memdlm, which
-used our own names, are read too.
+In memory the factors of a stack of experts are one tensor
+(`memdlm.backbones.adapters.expert_lora`). Every key is looked up in a `PlaceTable`; nothing is
+guessed. Files of earlier versions of memdlm, which used our own names, are read too.
 """
 
 import re
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from memdlm.backbones.adapter_places import Place, PlaceTable
+from memdlm.backbones.adapters.places import Place, PlaceTable
 from memdlm.errors import CheckpointError
 
 WEIGHTS = "adapter_model.safetensors"

@@ -19,10 +19,10 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.utils.quantization_config import QuantizationMethod
 
 from memdlm.backbones.experts import Experts
-from memdlm.backbones.four_bit import bitsandbytes
 from memdlm.backbones.quantization import COMPUTE_DTYPE, KEPT_LINEAR, QuantizationConfig, report
-from memdlm.backbones.quantized_experts import STACKS, QuantizedExperts
-from memdlm.backbones.quantized_linear import four_bit_linear, linear_weight
+from memdlm.backbones.quantization.experts import STACKS, QuantizedExperts
+from memdlm.backbones.quantization.four_bit import bitsandbytes
+from memdlm.backbones.quantization.linear import four_bit_linear, linear_weight
 from memdlm.errors import CheckpointError, ConfigError, UsageError
 
 _METHOD = "memdlm_4bit"

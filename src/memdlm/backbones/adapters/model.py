@@ -20,7 +20,8 @@ from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import save_file
 from torch import nn
 
-from memdlm.backbones.adapter_files import (
+from memdlm.backbones.adapters.expert_lora import INITIALISATIONS, ExpertLora
+from memdlm.backbones.adapters.files import (
     WEIGHTS,
     check_complete,
     place_factors,
@@ -28,9 +29,8 @@ from memdlm.backbones.adapter_files import (
     to_file,
     to_native,
 )
-from memdlm.backbones.adapter_places import Place, PlaceTable, find_places
+from memdlm.backbones.adapters.places import Place, PlaceTable, find_places
 from memdlm.backbones.base import DiffusionMaskedLM
-from memdlm.backbones.expert_lora import INITIALISATIONS, ExpertLora
 from memdlm.backbones.experts import Experts
 from memdlm.backbones.quantization import is_quantized
 from memdlm.errors import CheckpointError, ConfigError

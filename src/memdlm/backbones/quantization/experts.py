@@ -18,8 +18,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from memdlm.backbones.experts import Experts, grouped_linear
-from memdlm.backbones.four_bit import Scales, dequantize, quantize
 from memdlm.backbones.quantization import BLOCK_SIZE, COMPUTE_DTYPE, SCALE_BLOCK_SIZE
+from memdlm.backbones.quantization.four_bit import Scales, dequantize, quantize
 
 STACKS = ("gate_up_proj", "down_proj")
 PIECE_BYTES = 2**28
