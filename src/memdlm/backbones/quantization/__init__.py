@@ -4,8 +4,8 @@ NF4 (QLoRA, arXiv 2305.14314): weights in blocks of 64 share a scale, each being
 of a normal distribution. Double quantisation stores the scales in 8 bits, in blocks of 256, which
 makes 4.13 bits per weight in place of 4.5. Products are computed in bfloat16 from weights
 dequantised for the moment, in forward and again in backward; the stored bits never change, so
-training needs an adapter. `loading` does the work while a checkpoint is read; `linear` and `experts`
-hold what it stores.
+training needs an adapter. `loading` does the work while a checkpoint is read, `linear` and
+`experts` hold what it stores.
 """
 
 from collections.abc import Iterator
