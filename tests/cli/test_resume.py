@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from memdlm.cli.settings import read_yaml
@@ -260,6 +261,15 @@ def test_a_changed_recipe_is_named_and_goes_on_with_force(memdlm, stopped, rows_
     assert read_yaml(run / "recipe.yaml")["training"]["learning_rate"] == 0
     record = json.loads((run / "resumes.jsonl").read_text())
     assert record["changed"] == ["training.learning_rate: 0.01 -> 0.0"]
+
+
+def test_a_run_recorded_before_a_key_existed_goes_on(memdlm, stopped, rows_file) -> None:
+    recipe, run = stopped(rows_file)
+    recorded = read_yaml(run / "recipe.yaml")
+    del recorded["objective"]["logits_budget"], recorded["quantization"]
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recorded))
+    resumed = memdlm("train", recipe, "--resume", "-q", *ONE)
+    assert resumed.code == 0, resumed.err
 
 
 def test_another_network_is_refused_even_with_force(memdlm, stopped, rows_file) -> None:

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from memdlm.cli.data_hashes import changed_data
-from memdlm.cli.recipe import differences
-from memdlm.cli.run_folder import RunFolder
-from memdlm.errors import UsageError
+from memdlm.cli.recipe import build_recipe, differences, resolved
+from memdlm.cli.run_folder import RECIPE, RunFolder
+from memdlm.errors import MemDLMError, UsageError
 
 # What a checkpoint's tensors belong to: no other network or optimizer could take them.
 _FIXED = ("model", "tiny", "quantization", "adapter", "dtype", "training.optim")
@@ -25,7 +25,7 @@ def compare_recipe(folder: RunFolder, plain: dict[str, Any], force: bool) -> lis
     """
     if not folder.is_run:
         raise UsageError(f"{folder.path} holds no run to resume: leave out --resume to start one")
-    changed = differences(folder.recorded_recipe(), plain)
+    changed = differences(_completed(folder.recorded_recipe()), plain)
     changed = [line for line in changed if not line.startswith("output_dir:")]
     fixed = [line for line in changed if _is_fixed(line.partition(":")[0])]
     if force and fixed:
@@ -40,6 +40,14 @@ def compare_recipe(folder: RunFolder, plain: dict[str, Any], force: bool) -> lis
             "output_dir"
         )
     return changed
+
+
+def _completed(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Return a recorded recipe with defaults for the keys that have come since it was written."""
+    try:
+        return resolved(build_recipe(recorded, RECIPE))
+    except MemDLMError:
+        return recorded  # of a version that knew other keys: the comparison names them
 
 
 def compare_data(
