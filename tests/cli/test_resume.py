@@ -297,10 +297,10 @@ def test_generated_data_are_hashed_too(memdlm, stopped, monkeypatch, rows_file) 
     tasks = {"tasks": ["single_needle"], "length": 40, "num_examples": 8}
     recipe, run = stopped(rows_file, data={"train": None, "tasks": tasks})
     assert json.loads((run / "data.json").read_text()).keys() == {"data.train", "data.eval"}
-    from memdlm.cli import training_run
+    from memdlm.cli import recipe_parts
 
-    generate = training_run.generate_examples
-    monkeypatch.setattr(training_run, "generate_examples", lambda tasks: generate(tasks)[::-1])
+    generate = recipe_parts.generate_examples
+    monkeypatch.setattr(recipe_parts, "generate_examples", lambda tasks: generate(tasks)[::-1])
     line = memdlm("train", recipe, "--resume", "-q", *ONE).error_line(2)
     assert "other data (data.train, data.eval: not the same" in line
 

@@ -10,8 +10,8 @@ import pytest
 from memdlm.backbones import LLaDA2Config, LLaDA2ForMaskedLM
 from memdlm.cli.presets import REFERENCE
 from memdlm.cli.recipe import build_recipe, differences, load_recipe, resolved
+from memdlm.cli.recipe_parts import build_model
 from memdlm.cli.settings import read_yaml
-from memdlm.cli.training_run import build_model
 from memdlm.data.config import DataConfig
 from memdlm.data.dataset import load_dataset
 from memdlm.data.tasks import generate_examples

@@ -14,7 +14,7 @@ import torch
 from memdlm.backbones.outline import load_outline
 from memdlm.backbones.tiny import build_tiny
 from memdlm.cli.recipe import Recipe, load_recipe
-from memdlm.cli.training_run import add_adapter, load_data, training_arguments
+from memdlm.cli.recipe_parts import add_adapter, load_data, training_arguments
 from memdlm.data.dataset import check_context
 from memdlm.errors import ConfigError
 from memdlm.planning.gpus import Gpu

@@ -5,25 +5,25 @@ Everything that can be wrong with the input is found before the run folder appea
 
 import json
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from math import ceil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from torch import nn
-from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
+from transformers import PreTrainedTokenizerBase
 
-from memdlm.backbones.adapters import add_lora
-from memdlm.backbones.loading import default_device, load_model
-from memdlm.backbones.tiny import build_tiny
-from memdlm.backbones.tokenizers import load_tokenizer
 from memdlm.cli.data_hashes import data_hashes
 from memdlm.cli.progress import MetricsFile, TrainingProgress
-from memdlm.cli.quiet import say_what_is_quantized
-from memdlm.cli.recipe import Recipe, RecipeData, TinyConfig, resolved
+from memdlm.cli.recipe import Recipe, resolved
+from memdlm.cli.recipe_parts import (
+    Echo,
+    add_adapter,
+    build_model,
+    build_trainer,
+    load_data,
+    runs_on_cpu,
+    training_arguments,
+)
 from memdlm.cli.resuming import compare_data, compare_recipe
 from memdlm.cli.run_folder import (
     BASE,
@@ -37,26 +37,13 @@ from memdlm.cli.run_folder import (
 )
 from memdlm.cli.settings import to_yaml
 from memdlm.cli.tracking import tracking
-from memdlm.data.dataset import (
-    DataSplits,
-    check_context,
-    encode_rows,
-    load_dataset,
-    read_dialogues,
-)
-from memdlm.data.tasks import generate_examples, vocabulary
-from memdlm.data.tasks.config import Example, TaskConfig
-from memdlm.data.tokenizer import build_word_tokenizer
-from memdlm.errors import ConfigError, StoppedError
+from memdlm.data.dataset import DataSplits, check_context
+from memdlm.errors import StoppedError
 from memdlm.files import write_text
-from memdlm.seeding import derive_seed, preserved_rng
 from memdlm.training import processes
-from memdlm.training.config import MemDLMConfig
 from memdlm.training.signals import StopOnSignal
 from memdlm.training.trainer import MemDLMTrainer
 from memdlm.versions import collect_commit, collect_devices, collect_versions
-
-Echo = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -121,37 +108,8 @@ def run_recipe(
             changed += compare_data(folder, hashes, force, say)
         model = build_model(recipe, tokenizer)
         check_context(recipe.data, model.config.max_position_embeddings)
-
-        def prepare(place: Path) -> MemDLMTrainer:
-            wrapped = add_adapter(model, recipe, folder.path / BASE)
-            arguments = training_arguments(recipe, place / CHECKPOINTS)
-            return build_trainer(wrapped, tokenizer, splits, arguments)
-
-        checkpoint = None
-        if resume:
-            trainer = prepare(folder.path)
-            checkpoint = folder.latest_checkpoint(say)
-            if checkpoint is not None:
-                warning = processes.check_world_size(checkpoint, exact=exact)
-                if warning is not None:
-                    say(warning)
-            for line in changed:
-                say(f"going on with other settings or data: {line}")
-            if changed and folder.writes:
-                _record(folder.path, plain, hashes)
-            folder.note_resume(checkpoint, changed)
-        else:
-            with folder.staged() as staging:
-                keeps_base = recipe.tiny is not None and recipe.adapter.kind == "lora"
-                if keeps_base and folder.writes:
-                    model.save_pretrained(staging / BASE)
-                    tokenizer.save_pretrained(staging / BASE)
-                trainer = prepare(staging)
-                if folder.writes:
-                    versions = {**collect_versions(), **collect_devices(), **collect_commit(Path())}
-                    write_text(staging / VERSIONS, json.dumps(versions, indent=2) + "\n")
-                    _record(staging, plain, hashes)
-            trainer.args.output_dir = str(folder.path / CHECKPOINTS)
+        run = _Run(recipe, folder, plain, hashes, tokenizer, splits, model)
+        trainer, checkpoint = run.go_on(changed, exact, say) if resume else (run.start(), None)
         trainer.args.run_name = trainer.args.run_name or folder.path.resolve().name
         progress = TrainingProgress(console, quiet)
         for callback in (progress, MetricsFile(folder.path / METRICS), stop):
@@ -165,10 +123,59 @@ def run_recipe(
     return outcome
 
 
-def _record(place: Path, plain: dict[str, Any], hashes: dict[str, str]) -> None:
-    """Write down what the run is trained by and on."""
-    write_text(place / DATA, json.dumps(hashes, indent=2) + "\n")
-    write_text(place / RECIPE, to_yaml(plain))
+@dataclass(frozen=True)
+class _Run:
+    """What a run is made of before it has a Trainer."""
+
+    recipe: Recipe
+    folder: RunFolder
+    plain: dict[str, Any]
+    hashes: dict[str, str]
+    tokenizer: PreTrainedTokenizerBase
+    splits: DataSplits
+    model: Any
+
+    def start(self) -> MemDLMTrainer:
+        """Make the run folder, which appears once nothing can be wrong with the input any more."""
+        with self.folder.staged() as staging:
+            keeps_base = self.recipe.tiny is not None and self.recipe.adapter.kind == "lora"
+            if keeps_base and self.folder.writes:
+                self.model.save_pretrained(staging / BASE)
+                self.tokenizer.save_pretrained(staging / BASE)
+            trainer = self._trainer(staging)
+            if self.folder.writes:
+                versions = {**collect_versions(), **collect_devices(), **collect_commit(Path())}
+                write_text(staging / VERSIONS, json.dumps(versions, indent=2) + "\n")
+                self._record(staging)
+        trainer.args.output_dir = str(self.folder.path / CHECKPOINTS)
+        return trainer
+
+    def go_on(
+        self, changed: list[str], exact: bool, say: Echo
+    ) -> tuple[MemDLMTrainer, Path | None]:
+        """Return the Trainer and the checkpoint to go on from, None for the start."""
+        trainer = self._trainer(self.folder.path)
+        checkpoint = self.folder.latest_checkpoint(say)
+        if checkpoint is not None:
+            warning = processes.check_world_size(checkpoint, exact=exact)
+            if warning is not None:
+                say(warning)
+        for line in changed:
+            say(f"going on with other settings or data: {line}")
+        if changed and self.folder.writes:
+            self._record(self.folder.path)
+        self.folder.note_resume(checkpoint, changed)
+        return trainer, checkpoint
+
+    def _trainer(self, place: Path) -> MemDLMTrainer:
+        wrapped = add_adapter(self.model, self.recipe, self.folder.path / BASE)
+        arguments = training_arguments(self.recipe, place / CHECKPOINTS)
+        return build_trainer(wrapped, self.tokenizer, self.splits, arguments)
+
+    def _record(self, place: Path) -> None:
+        """Write down what the run is trained by and on."""
+        write_text(place / DATA, json.dumps(self.hashes, indent=2) + "\n")
+        write_text(place / RECIPE, to_yaml(self.plain))
 
 
 def _train(
@@ -204,180 +211,6 @@ def _name_base(config: Path, base: str) -> None:
     fields = json.loads(config.read_text(encoding="utf-8"))
     fields["base_model_name_or_path"] = base
     config.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-
-
-def load_data(recipe: Recipe, echo: Echo) -> tuple[PreTrainedTokenizerBase, DataSplits]:
-    """Return the tokenizer and the encoded rows of a recipe."""
-    data = recipe.data
-    if data.tasks is None:
-        if recipe.model is not None:
-            tokenizer = load_tokenizer(recipe.model)
-        else:
-            assert recipe.tiny is not None
-            tokenizer = build_word_tokenizer(_texts(data), max_words=recipe.tiny.max_words)
-        return tokenizer, load_dataset(data, tokenizer, echo=echo)
-    train, held_out = _generate(data, data.tasks)
-    tokenizer = _task_tokenizer(recipe.model, recipe.tiny, train)
-    sets = [encode_rows(train, data, tokenizer, source="generated tasks", split="train")]
-    if held_out:
-        sets.append(encode_rows(held_out, data, tokenizer, source="generated tasks", split="eval"))
-    for encoded in sets:
-        echo(encoded.report.line())
-    return tokenizer, DataSplits(sets[0], sets[1] if held_out else None)
-
-
-def _generate(data: RecipeData, tasks: TaskConfig) -> tuple[list[Example], list[Example]]:
-    num_eval = data.num_eval_rows
-    if num_eval is None:
-        num_eval = ceil(data.test_fraction * tasks.num_examples)
-    train = generate_examples(tasks)[: data.num_rows]
-    if not num_eval:
-        return train, []
-    return train, generate_examples(replace(tasks, split="test", num_examples=num_eval))
-
-
-def _task_tokenizer(
-    model: str | None, tiny: TinyConfig | None, rows: list[Example]
-) -> PreTrainedTokenizerBase:
-    if model is not None:
-        return load_tokenizer(model)
-    assert tiny is not None
-    texts = (row[key] for row in rows for key in ("prompt", "completion"))
-    # Test values have the same words in other combinations; some may not occur in these rows.
-    return build_word_tokenizer(texts, extra_words=vocabulary(), max_words=tiny.max_words)
-
-
-def _texts(data: RecipeData) -> Iterable[str]:
-    """Yield every text a tiny network's tokenizer must know, held-out rows included."""
-    for source, limit in ((data.train, data.num_rows), (data.eval, data.num_eval_rows)):
-        if source is not None:
-            for dialogue in read_dialogues(source, data, limit):
-                yield dialogue.prompt
-                yield dialogue.response
-
-
-def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """Return the network that a recipe starts from."""
-    if recipe.tiny is not None:
-        return build_tiny(recipe.tiny.family, tokenizer, recipe.seed, recipe.tiny.sizes)
-    assert recipe.model is not None
-    model = load_model(
-        recipe.model,
-        dtype=recipe.dtype,
-        # A 4-bit model is made where it is trained: quantising elsewhere is slower, on a CPU much.
-        device=default_device() if recipe.quantization.is_on else None,
-        tokenizer=tokenizer,
-        attention=recipe.attention,
-        quantization=recipe.quantization,
-    )
-    say_what_is_quantized(model)
-    return model
-
-
-def add_adapter(model: Any, recipe: Recipe, base: Path) -> nn.Module:
-    """Put the recipe's adapter on `model`; `base` is where a tiny network is kept.
-
-    Raises:
-        ConfigError: The targets name no module of the model.
-    """
-    adapter = recipe.adapter
-    if adapter.kind == "none":
-        wrapped: nn.Module = model
-        return wrapped
-    from peft import LoraConfig
-
-    config = LoraConfig(
-        r=adapter.rank,
-        # PEFT calls it whole but only ever divides it.
-        lora_alpha=adapter.alpha,  # type: ignore[arg-type]
-        lora_dropout=adapter.dropout,
-        target_modules=adapter.target_modules
-        if isinstance(adapter.target_modules, str)
-        else list(adapter.target_modules),
-        base_model_name_or_path=str(base.absolute())
-        if recipe.model is None
-        else _location(recipe.model),
-    )
-    with preserved_rng(torch.device("cpu")):
-        torch.manual_seed(derive_seed(recipe.seed, "adapter"))
-        try:
-            return add_lora(model, config)
-        except ConfigError as error:
-            raise ConfigError(f"adapter.{error}") from error
-
-
-def _location(model: str) -> str:
-    """Return a hub name as it is, and a path in a form that holds from any folder."""
-    return str(Path(model).expanduser().absolute()) if Path(model).exists() else model
-
-
-def runs_on_cpu(recipe: Recipe) -> bool:
-    """Tell whether a run uses the CPU: where it asks for it, or where there is nothing else."""
-    return bool(recipe.training.get("use_cpu", default_device().type == "cpu"))
-
-
-def training_arguments(recipe: Recipe, checkpoints: Path) -> MemDLMConfig:
-    """Return the Trainer's settings of a recipe.
-
-    Beside MemDLMConfig's defaults, a command-line run logs every 10 steps, keeps 2 checkpoints,
-    reports to nobody, and runs on the CPU where there is no accelerator.
-
-    Raises:
-        ConfigError: transformers refuses a setting or a combination, or no step would be taken.
-    """
-    on_cpu = runs_on_cpu(recipe)
-    values: dict[str, Any] = {
-        "report_to": "none",
-        "project": "memdlm",
-        "disable_tqdm": True,
-        "logging_steps": 10,
-        "save_total_limit": 2,
-        "use_cpu": on_cpu,
-        "dataloader_pin_memory": not on_cpu,
-    }
-    values |= recipe.training
-    try:
-        arguments = MemDLMConfig(
-            output_dir=str(checkpoints),
-            seed=recipe.seed,
-            memory=recipe.memory,
-            objective=recipe.objective,
-            **values,
-        )
-    except ConfigError as error:
-        raise ConfigError(f"training.{error}") from error
-    except (ValueError, TypeError, KeyError, ImportError) as error:
-        raise ConfigError(f"training: {' '.join(str(error).split())}") from error
-    if arguments.num_train_epochs <= 0 and arguments.max_steps <= 0:
-        raise ConfigError(
-            f"training.num_train_epochs: {arguments.num_train_epochs:g} passes train nothing; use "
-            "a number above 0, or set training.max_steps"
-        )
-    return arguments
-
-
-def build_trainer(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    splits: DataSplits,
-    arguments: MemDLMConfig,
-) -> MemDLMTrainer:
-    """Return a Trainer without transformers' own printing."""
-    try:
-        trainer = MemDLMTrainer(
-            model,
-            arguments,
-            train_dataset=splits.train,
-            eval_dataset=splits.eval,
-            processing_class=tokenizer,
-        )
-    except torch.OutOfMemoryError:
-        raise
-    except (ValueError, ImportError, RuntimeError) as error:  # a logger that is not installed, ...
-        raise ConfigError(f"training: {' '.join(str(error).split())}") from error
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
-    return trainer
 
 
 def _printer(console: Console) -> Echo:
