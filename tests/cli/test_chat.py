@@ -7,7 +7,7 @@ import re
 import select
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
@@ -356,6 +356,18 @@ class Terminal:
         """Press keys."""
         os.write(self.file, text.encode())
 
+    def press(self, key: str, text: str) -> str:
+        """Press a key until `text` is shown.
+
+        As a person would: a signal that comes between the prompt and the wait for keys is seen by
+        Python only with the next one.
+        """
+        for _ in range(20):
+            self.type(key)
+            with suppress(AssertionError):
+                return self.wait_for(text, seconds=3)
+        return self.wait_for(text)
+
     def exit_code(self) -> int:
         """Wait for the end."""
         for _ in range(600):
@@ -395,8 +407,7 @@ def test_on_a_terminal_answers_are_seen_denoising_and_can_be_stopped(trained) ->
     shown = terminal.wait_for("stopped; the conversation is as it was before this line")
     assert "tokens in" not in shown
     terminal.wait_for("> ")
-    terminal.type("\x03")
-    terminal.wait_for("Ctrl-D or /exit ends")
+    terminal.press("\x03", "Ctrl-D or /exit ends")
     terminal.wait_for("> ")
     terminal.type("/trim\n")
     terminal.wait_for("dropped the oldest 1 of 1 turns")
