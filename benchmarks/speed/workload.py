@@ -181,7 +181,7 @@ class Workload:
                 drawn.t,
                 drawn.trajectory,
                 self.objective,
-                self.memory,
+                replace(self.memory, pre_anchor_prefix="exact"),
                 _SEED_INDICES,
             ).loss
         step = self.outer_steps[variant]

@@ -12,6 +12,8 @@ from memdlm.diffusion.objective import ObjectiveConfig
 from memdlm.diffusion.states import CleanBatch, State
 from memdlm.errors import ConfigError
 from memdlm.memory.config import TRAJECTORY_NAMES, MemoryConfig
+from memdlm.memory.inner_loop import run_inner_loop
+from memdlm.memory.parametric_memory import ParametricMemory
 from memdlm.memory.trajectories import Trajectory, Transition
 from memdlm.training.outer_step import OuterStep, lay_out_step
 from tests.families import MASK, PAD
@@ -281,9 +283,16 @@ def test_padding_that_differs_from_the_outer_state_is_refused(build_batch, lay_o
     assert lay_out(build_batch(), off, objective).inner is None
 
 
-def test_a_memory_written_from_a_prompt_takes_no_notice(build_model):
-    from memdlm.memory.parametric_memory import ParametricMemory
+def test_a_plan_with_responses_needs_what_the_anchor_had(build_model, lay_out):
+    model, memory = build_model("llada"), MemoryConfig(**SHARED)
+    plan = lay_out(batch_of((9, 4), (14, 12)), memory)
+    fast = OuterStep(model, memory).initial_fast_weights(plan)
+    _, inputs = model.model.embed(plan.noisy)
+    with pytest.raises(ValueError, match="needs the anchor's"):
+        run_inner_loop(model, fast, plan.inner, memory, inputs)
 
+
+def test_a_memory_written_from_a_prompt_takes_no_notice(build_model):
     model = build_model("llada").eval()
     ids = torch.randint(0, PAD, (1, 20), generator=torch.Generator().manual_seed(0))
     written = []
