@@ -138,6 +138,7 @@ def _check_covered(objective: ObjectiveConfig, memory: MemoryConfig) -> None:
         "memory.supervision": (memory.supervision, "masked"),
         "memory.weighting": (memory.weighting, "schedule"),
         "memory.normaliser": (memory.normaliser, "token"),
+        "memory.pre_anchor_prefix": (memory.pre_anchor_prefix, "exact"),
         "objective.weighting": (objective.weighting, "schedule"),
         "objective.normaliser": (objective.normaliser, "token"),
         "objective.padding": (objective.padding, "supervised"),

@@ -27,6 +27,7 @@ from rich.table import Table
 from benchmarks.speed.flops import count_flops
 from benchmarks.speed.measuring import median_ratio, peak_bytes, time_interleaved
 from benchmarks.speed.workload import FAMILIES, SIZES, TUNINGS, VARIANTS, Case, Workload
+from memdlm.memory.config import PRE_ANCHOR_PREFIXES
 
 # What a MemDLM step may cost at LLaDA-MoE's real shapes, 4096 tokens, 10 % response, LoRA.
 REQUIRED = {"mdlm": 1.70, "naive": 0.60}
@@ -115,6 +116,7 @@ def title(case: Case) -> str:
     return (
         f"{case.family} {case.size} {case.tuning}, {case.batch_size} x {case.length} tokens, "
         f"{case.response:.0%} response, t = {case.mask_ratio}"
+        f"{'' if case.prefix == 'exact' else f', {case.prefix}'}"
     )
 
 
@@ -220,6 +222,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "size": SIZES,
         "tuning": TUNINGS,
         "sharing": ("sequence", "batch"),
+        "prefix": PRE_ANCHOR_PREFIXES,
     }
     for entry in fields(Case):
         parser.add_argument(

@@ -52,6 +52,10 @@ class Case:
         default=0.5, metadata={"help": "Time t of the anchor: expected masked share of it."}
     )
     sharing: str = field(default="sequence", metadata={"help": "One memory per sequence or batch."})
+    prefix: str = field(
+        default="exact",
+        metadata={"help": "memory.pre_anchor_prefix: exact, or shared_prompt (an approximation)."},
+    )
 
 
 def model_config(family: str, size: str) -> LLaDAConfig | LLaDAMoEConfig:
@@ -133,7 +137,7 @@ class Workload:
         """Prepare `model` (from `build_model`, or any backbone) for steps on `batch`."""
         self.model, self.batch, self.case = model, batch, case
         self.objective = ObjectiveConfig()
-        self.memory = memory or MemoryConfig(sharing=case.sharing)
+        self.memory = memory or MemoryConfig(sharing=case.sharing, pre_anchor_prefix=case.prefix)
         self.backbone = next(m for m in model.modules() if isinstance(m, DiffusionMaskedLM))
         self.outer_steps = {
             "mdlm": OuterStep(model, replace(self.memory, enabled=False)),
@@ -177,7 +181,7 @@ class Workload:
                 drawn.t,
                 drawn.trajectory,
                 self.objective,
-                self.memory,
+                replace(self.memory, pre_anchor_prefix="exact"),
                 _SEED_INDICES,
             ).loss
         step = self.outer_steps[variant]

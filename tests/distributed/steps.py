@@ -36,10 +36,16 @@ MEMORY = MemoryConfig(rank=2, layer_fraction=0.5)
 CASES = [
     f"{kind}{checkpointing}"
     for kind, checkpointing in product(("full", "lora"), ("", "_checkpointing"))
-]
+] + ["full_shared_prompt_checkpointing"]
 NORMALISERS = ("token", "sequence", "batch", "reference_sequence")
 
 Record = dict[str, Any]  # losses: a list; weights: tensors by name
+
+
+def memory_of(case: str) -> MemoryConfig:
+    """Return the memory of a case."""
+    prefix = "shared_prompt" if "shared_prompt" in case else "exact"
+    return replace(MEMORY, pre_anchor_prefix=prefix)
 
 
 def model_of(case: str) -> nn.Module:
@@ -104,7 +110,7 @@ def with_trainer(case: str) -> Record:
         args = MemDLMConfig(
             folder,
             use_cpu=True,
-            memory=MEMORY,
+            memory=memory_of(case),
             max_steps=NUM_STEPS,
             learning_rate=1e-2,
             logging_steps=1,
@@ -142,13 +148,13 @@ def with_fsdp2(case: str, shard: Any) -> Record:
         ranks = [torch.distributed.get_rank()]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
-    outer = OuterStep(model, MEMORY)
+    outer = OuterStep(model, memory_of(case))
     losses = []
     for step in range(NUM_STEPS):
         total = torch.zeros(())
         for rank in ranks:
             batch = make_batch((12, 9, 14) if rank == 0 else (11,), seed=2 * step + rank)
-            plan = plan_step(batch, ObjectiveConfig(), MEMORY, MASK, (0, step, 0, rank))
+            plan = plan_step(batch, ObjectiveConfig(), outer.memory, MASK, (0, step, 0, rank))
             loss = outer.forward(model, plan).loss / len(ranks)
             loss.backward()
             outer.release()

@@ -24,7 +24,8 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from memdlm.backbones.buffers import keep_float32_buffers
 from memdlm.backbones.experts import Experts
-from memdlm.backbones.kv_cache import KVCache
+from memdlm.backbones.kv_cache import AttentionCache, KVCache
+from memdlm.backbones.partial_prefix import KeyRecorder
 from memdlm.backbones.sharded import forward_goes_on
 from memdlm.backbones.token_losses import Scored, weighted_nll
 
@@ -36,12 +37,13 @@ class LayerInputs:
     Attributes:
         attention_mask: None (all attend to all) or a mask [B, 1, L or 1, L], True/0 = may attend.
         position_embeddings: Rotary cosines and sines, [1 or B, L, rotary dims] each.
-        cache: Keys and values of earlier forwards; None outside decoding.
+        cache: What takes the layers' keys and values and gives those to attend to: earlier
+            forwards' when decoding, see also `partial_prefix`. None: each layer's own.
     """
 
     attention_mask: torch.Tensor | None
     position_embeddings: tuple[torch.Tensor, torch.Tensor]
-    cache: KVCache | None = None
+    cache: AttentionCache | None = None
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,12 @@ class Interlude:
     Attributes:
         before_layer: Index of the layer that comes next.
         run: Called with the hidden states [B, L, H] and the layers' inputs.
+        recorder: Keeps the keys and values of the layers before; excludes a cache.
     """
 
     before_layer: int
     run: Callable[[torch.Tensor, LayerInputs], None]
+    recorder: KeyRecorder | None = None
 
 
 class DecoderLayer(GradientCheckpointingLayer):
@@ -250,9 +254,15 @@ class DiffusionModel(DiffusionPreTrainedModel):
             stops = sorted({*stops, *range(len(self.layers) + 1)})
         elif interlude is not None:
             stops.append(len(self.layers))
+        early, early_end = inputs, 0
+        if interlude is not None and interlude.recorder is not None:
+            if cache is not None:
+                raise ValueError("an interlude that records keys and values excludes a cache")
+            early, early_end = replace(inputs, cache=interlude.recorder), interlude.before_layer
         start = 0
         for stop in stops:
-            hidden = self.run_layers(hidden, inputs, start, stop, positions)
+            shared = early if stop <= early_end else inputs
+            hidden = self.run_layers(hidden, shared, start, stop, positions)
             start = stop
             if interlude is not None and stop == interlude.before_layer:
                 interlude.run(hidden, inputs)

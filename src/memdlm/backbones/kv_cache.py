@@ -8,7 +8,19 @@ Knows neither blocks nor decoding. Shapes: B rows, Q query tokens of a forward, 
 slots, G key-value heads, D head width.
 """
 
+from typing import Protocol
+
 import torch
+
+
+class AttentionCache(Protocol):
+    """All that an attention module knows of a cache."""
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer_idx: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the keys and values to attend to, given a layer's own [B, G, Q, D]."""
+        ...
 
 
 class KVCache:

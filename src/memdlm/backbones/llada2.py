@@ -41,7 +41,7 @@ from memdlm.backbones.checkpoint_layout import (
     set_rotary,
 )
 from memdlm.backbones.experts import Experts
-from memdlm.backbones.kv_cache import KVCache
+from memdlm.backbones.kv_cache import AttentionCache
 from memdlm.errors import CheckpointError, ConfigError
 
 PUBLISHED_MASK_TOKEN_ID = 156895
@@ -178,7 +178,7 @@ class FusedAttention(nn.Module):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None,
-        past_key_values: KVCache | None = None,
+        past_key_values: AttentionCache | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the attended states [B, L, H] and, if the implementation has them, weights."""
         shape = hidden_states.shape[:-1]

@@ -14,6 +14,7 @@ TRAJECTORY_NAMES = ("anchor_consistent", "pre_anchor_only", "anchor_to_target", 
 SUPERVISIONS = ("masked", "newly_revealed")
 LOSS_NAMES = ("cross_entropy", "kl", "reverse_kl", "hidden_mse", "hidden_cosine")
 HIDDEN_COMPARISONS = ("corrected", "reference")
+PRE_ANCHOR_PREFIXES = ("exact", "shared_prompt")
 
 _CHOICES = {
     "kind": KINDS,
@@ -24,6 +25,7 @@ _CHOICES = {
     "supervision": SUPERVISIONS,
     "loss": LOSS_NAMES,
     "hidden_comparison": HIDDEN_COMPARISONS,
+    "pre_anchor_prefix": PRE_ANCHOR_PREFIXES,
     "weighting": WEIGHTINGS,
     "prompt_weighting": WEIGHTINGS,
     "normaliser": NORMALISERS,
@@ -101,6 +103,15 @@ class MemoryConfig:
     inconsistent_start_ratio: float = field(
         default=0.8,
         metadata={"help": "Mask ratio at which an inconsistent trajectory starts (paper: 0.8)."},
+    )
+    pre_anchor_prefix: str = field(
+        default="exact",
+        metadata={
+            "help": "Layers below the adapted ones, for every visited state but the anchor, in "
+            "training: exact, or shared_prompt, an approximation that runs the response only, "
+            "beside the prompt's keys and values of the anchor. Not used where a memory is written "
+            "from a prompt."
+        },
     )
     supervision: str = field(
         default="masked",

@@ -4,7 +4,8 @@
     run_inner_loop    on the device: suffix -> loss -> gradient of phi only -> clip -> SGD
 
 Only the layers from the first adapted one on are run per step; the layers below see each state
-once, without gradient, or not at all where the outer pass has already computed them. Shapes:
+once, without gradient, or not at all where the outer pass has already computed them; with
+`memory.pre_anchor_prefix: shared_prompt`, an approximation, only at the response. Shapes:
 B batch, L length, N supervised positions, b memories, K steps.
 """
 
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from memdlm.backbones.base import DiffusionMaskedLM, LayerInputs
+from memdlm.backbones.partial_prefix import Recorded, RowColumns, partial_prefix
 from memdlm.backbones.sharded import forward_goes_on
 from memdlm.backbones.token_losses import weighted_sum
 from memdlm.diffusion.objective import ObjectiveConfig, coefficients, row_weights
@@ -50,6 +52,8 @@ class InnerPlan:
         logits_budget: Bytes that logits may take at a time.
         counts: What the normaliser counts in this process [steps] float32, where the memory is
             shared by all processes; None elsewhere.
+        responses: Columns at which states other than the anchor pass the early layers, the rest
+            being the anchor's; None: all columns.
     """
 
     states: tuple[torch.Tensor, ...]
@@ -57,6 +61,7 @@ class InnerPlan:
     steps: tuple[InnerStep, ...]
     logits_budget: int
     counts: torch.Tensor | None = None
+    responses: RowColumns | None = None
 
     def to(self, device: torch.device) -> "InnerPlan":
         """Return a copy on `device`, without waiting for it."""
@@ -69,6 +74,7 @@ class InnerPlan:
             ),
             self.logits_budget,
             None if self.counts is None else self.counts.to(device, non_blocking=True),
+            None if self.responses is None else self.responses.to(device),
         )
 
 
@@ -171,6 +177,7 @@ def run_inner_loop(
     inputs: LayerInputs,
     anchor_hidden: torch.Tensor | None = None,
     observe: GradientObserver | None = None,
+    anchor_keys: Recorded | None = None,
 ) -> InnerStats:
     """Write `plan` into `fast`, in place; a memory that meets inf or nan is dropped.
 
@@ -183,8 +190,14 @@ def run_inner_loop(
         anchor_hidden: Hidden states [B, L, H] of the anchor before the first adapted layer, where
             the outer pass already has them.
         observe: Called with every step's index and gradients by name, before clipping.
+        anchor_keys: Keys and values that the anchor had in the layers before the first adapted
+            one; what a plan with `responses` needs, beside `anchor_hidden`.
+
+    Raises:
+        ValueError: If a plan with `responses` comes without them.
     """
     first = fast.placement.first_layer
+    early_layers = _early_layers(lm, plan, inputs, first, anchor_hidden, anchor_keys)
     prefixes: dict[int, torch.Tensor] = {}
     if anchor_hidden is not None and plan.anchor is not None:
         prefixes[plan.anchor] = anchor_hidden.detach()
@@ -192,7 +205,7 @@ def run_inner_loop(
     def predict(state: int, supervision: Supervision) -> Prediction:
         if state not in prefixes:
             with torch.no_grad():
-                prefixes[state] = lm.model.prefix(plan.states[state], inputs, first)
+                prefixes[state] = early_layers(plan.states[state])
         return _predict(lm, prefixes[state], inputs, first, supervision)
 
     alive = torch.ones(fast.num_rows, dtype=torch.bool, device=inputs.position_embeddings[0].device)
@@ -233,6 +246,26 @@ def run_inner_loop(
     # Under autocast, weights cast here without gradient would be reused by the outer pass.
     torch.clear_autocast_cache()
     return InnerStats(torch.stack(losses), tuple(updates), alive, _count_matrices(fast))
+
+
+def _early_layers(
+    lm: DiffusionMaskedLM,
+    plan: InnerPlan,
+    inputs: LayerInputs,
+    first_layer: int,
+    anchor_hidden: torch.Tensor | None,
+    anchor_keys: Recorded | None,
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what takes token ids [B, L] to hidden states before `first_layer` [B, L, H]."""
+    columns = plan.responses
+    if columns is None:
+        return lambda ids: lm.model.prefix(ids, inputs, first_layer)
+    if anchor_hidden is None or anchor_keys is None:
+        raise ValueError("a plan with responses needs the anchor's hidden states, keys and values")
+    hidden = anchor_hidden.detach()
+    return lambda ids: partial_prefix(
+        lm.model, ids, inputs, first_layer, columns, anchor_keys, hidden
+    )
 
 
 def _weighted_losses(

@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from memdlm.diffusion.objective import ObjectiveConfig
 from memdlm.errors import ConfigError
 from memdlm.memory.config import MemoryConfig
+from memdlm.training.outer_step import check_prefix
 from memdlm.training.processes import check_strategy
 
 LENGTH_GROUPINGS = ("megabatches", "buckets")
@@ -81,6 +82,7 @@ class MemDLMConfig(TrainingArguments):
         """Build nested configs from dicts and refuse what cannot work."""
         self.memory = _section(MemoryConfig, self.memory, "memory")
         self.objective = _section(ObjectiveConfig, self.objective, "objective")
+        check_prefix(self.memory, self.objective)
         self._check_ranges()
         check_strategy(self)  # before transformers looks for packages that it would need
         # transformers 5.23 renamed these and warns about the old names, which most people know.

@@ -14,12 +14,14 @@ import torch
 from torch import nn
 
 from memdlm.backbones.base import Interlude, LayerInputs
+from memdlm.backbones.partial_prefix import KeyRecorder, RowColumns
 from memdlm.backbones.token_losses import Scored
 from memdlm.diffusion.corruption import corrupt, draw_time
 from memdlm.diffusion.objective import ObjectiveConfig, coefficients, row_weights
 from memdlm.diffusion.schedule import get_schedule
 from memdlm.diffusion.states import CleanBatch, State
 from memdlm.diffusion.supervision import Supervision
+from memdlm.errors import ConfigError
 from memdlm.memory.config import MemoryConfig
 from memdlm.memory.fast_weights import FastWeights
 from memdlm.memory.inner_loop import (
@@ -103,6 +105,19 @@ def plan_step(
     return lay_out_step(batch, anchor, t, trajectory, objective, memory, seed_indices)
 
 
+def check_prefix(memory: MemoryConfig, objective: ObjectiveConfig) -> None:
+    """Refuse to share the prompt's early layers where prompt and padding are not the anchor's.
+
+    Raises:
+        ConfigError: For `shared_prompt` with `excluded_inner`.
+    """
+    if memory.pre_anchor_prefix == "shared_prompt" and objective.padding == "excluded_inner":
+        raise ConfigError(
+            "memory.pre_anchor_prefix: shared_prompt needs inner states whose padding is the outer "
+            "state's, unlike objective.padding: excluded_inner; use exact, or padding: excluded"
+        )
+
+
 def inner_view(
     batch: CleanBatch, anchor: State, objective: ObjectiveConfig, mask_token_id: int
 ) -> tuple[CleanBatch, State]:
@@ -126,7 +141,11 @@ def lay_out_step(
     memory: MemoryConfig,
     seed_indices: tuple[int, ...],
 ) -> StepPlan:
-    """Turn drawn states into a plan; `t` [B] weighs the outer loss (see `plan_step`)."""
+    """Turn drawn states into a plan; `t` [B] weighs the outer loss (see `plan_step`).
+
+    Raises:
+        ConfigError: See `check_prefix`.
+    """
     factors = coefficients(
         anchor.masked,
         counted=batch.maskable,
@@ -139,6 +158,9 @@ def lay_out_step(
         inner = plan_inner_loop(trajectory, inner_batch, memory, objective)
         if trajectory.anchor is not anchor:
             inner = replace(inner, anchor=None)
+        if memory.pre_anchor_prefix == "shared_prompt":
+            check_prefix(memory, objective)
+            inner = replace(inner, responses=RowColumns.pack(inner_batch.maskable))
     return StepPlan(
         noisy=anchor.ids,
         attention_mask=(~batch.padding).long() if objective.padding == "excluded" else None,
@@ -215,6 +237,7 @@ class OuterStep:
         if plan.inner is not None:
             assert self.placement is not None
             inner_plan = plan.inner
+            recorder = None if inner_plan.responses is None else KeyRecorder()
             fast = self.initial_fast_weights(plan)
             if initial is not None:
                 fast.load(initial)
@@ -222,11 +245,18 @@ class OuterStep:
             def write_and_attach(hidden: torch.Tensor, inputs: LayerInputs) -> None:
                 nonlocal stats
                 stats = run_inner_loop(
-                    self.backbone, fast, inner_plan, self.memory, inputs, hidden, observe
+                    self.backbone,
+                    fast,
+                    inner_plan,
+                    self.memory,
+                    inputs,
+                    hidden,
+                    observe,
+                    None if recorder is None else recorder.take(),
                 )
                 self._detach = fast.attach(self.backbone.model)
 
-            interlude = Interlude(self.placement.first_layer, write_and_attach)
+            interlude = Interlude(self.placement.first_layer, write_and_attach, recorder)
         scored = plan.supervision
         output = model(
             input_ids=plan.noisy,

@@ -38,6 +38,7 @@ from memdlm.memory.config import MemoryConfig
         ("supervision", "all"),
         ("loss", "ce"),
         ("hidden_comparison", "published"),
+        ("pre_anchor_prefix", "shared"),
         ("weighting", "scheduler"),
         ("prompt_weighting", "none"),
         ("normaliser", "tokens"),
@@ -69,6 +70,7 @@ def test_the_defaults_are_the_papers():
     assert (config.rank, config.alpha, config.layer_fraction) == (32, 64.0, 0.1)
     assert (config.num_steps, config.num_epochs, config.learning_rate) == (2, 1, 0.1)
     assert (config.clip_norm, config.clip_scope, config.pre_anchor_scale) == (1.0, "local", 1.5)
+    assert config.pre_anchor_prefix == "exact"
     assert (config.trajectory, config.loss, config.prompt_mask_ratio) == (
         "anchor_consistent",
         "cross_entropy",
