@@ -5,14 +5,12 @@ from typing import Annotated
 
 import typer
 
+from memdlm.cli import options
+
 
 def chat(
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Run folder, model or adapter folder, or hub name.")
-    ] = ...,  # type: ignore[assignment]
-    adapter: Annotated[
-        str | None, typer.Option("--adapter", help="PEFT adapter to put on the model.")
-    ] = None,
+    model: options.Model = ...,  # type: ignore[assignment]
+    adapter: options.Adapter = None,
     memory: Annotated[
         str,
         typer.Option(
@@ -40,15 +38,8 @@ def chat(
         str, typer.Option(help="auto, or never to join the turns as plain text.")
     ] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of memory and sampling.")] = 0,
-    dtype: Annotated[str, typer.Option(help="Type of the weights: auto, float32, ...")] = "auto",
-    quantization: Annotated[
-        str | None,
-        typer.Option(
-            "--quantization",
-            metavar="nf4|none",
-            help="4-bit base weights. Default: as the run was trained; none without a run folder.",
-        ),
-    ] = None,
+    dtype: options.Dtype = "auto",
+    quantization: options.Quantization = None,
 ) -> None:
     """Chat with a model; on a terminal answers are seen as they denoise.
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from memdlm.cli import options
+
 if TYPE_CHECKING:
     from memdlm.data.formatting import Message
 
@@ -13,12 +15,8 @@ def generate(
     prompt: Annotated[
         str | None, typer.Argument(help="The prompt; standard input if neither this nor --file.")
     ] = None,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Run folder, model or adapter folder, or hub name.")
-    ] = ...,  # type: ignore[assignment]
-    adapter: Annotated[
-        str | None, typer.Option("--adapter", help="PEFT adapter to put on the model.")
-    ] = None,
+    model: options.Model = ...,  # type: ignore[assignment]
+    adapter: options.Adapter = None,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -55,15 +53,8 @@ def generate(
         int | None,
         typer.Option(help="Most that the memories of one batch may take; batches shrink to it."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Type of the weights: auto, float32, ...")] = "auto",
-    quantization: Annotated[
-        str | None,
-        typer.Option(
-            "--quantization",
-            metavar="nf4|none",
-            help="4-bit base weights. Default: as the run was trained; none without a run folder.",
-        ),
-    ] = None,
+    dtype: options.Dtype = "auto",
+    quantization: options.Quantization = None,
     as_json: Annotated[
         bool,
         typer.Option(

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from memdlm.cli import options
+
 memory = typer.Typer(help="Write, show, export and delete memories that are kept.")
 
 _Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a kept memory.")]
@@ -15,15 +17,11 @@ def write(
     prompt: Annotated[
         str | None, typer.Argument(help="The text; standard input if neither this nor --file.")
     ] = None,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Run folder, model or adapter folder, or hub name.")
-    ] = ...,  # type: ignore[assignment]
+    model: options.Model = ...,  # type: ignore[assignment]
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the memory; must not exist.")
     ] = ...,  # type: ignore[assignment]
-    adapter: Annotated[
-        str | None, typer.Option("--adapter", help="PEFT adapter to put on the model.")
-    ] = None,
+    adapter: options.Adapter = None,
     file: Annotated[
         Path | None, typer.Option("--file", help="A file with the text, of any length.")
     ] = None,
@@ -39,15 +37,8 @@ def write(
         str, typer.Option(help="auto, or never to write the raw text, as the paper evaluates.")
     ] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the memory.")] = 0,
-    dtype: Annotated[str, typer.Option(help="Type of the weights: auto, float32, ...")] = "auto",
-    quantization: Annotated[
-        str | None,
-        typer.Option(
-            "--quantization",
-            metavar="nf4|none",
-            help="4-bit base weights. Default: as the run was trained; none without a run folder.",
-        ),
-    ] = None,
+    dtype: options.Dtype = "auto",
+    quantization: options.Quantization = None,
 ) -> None:
     """Write a text into a memory and keep it in a folder."""
     from memdlm.cli.generate import read_prompts
