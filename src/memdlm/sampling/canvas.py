@@ -59,13 +59,7 @@ def prompt_canvas(
     """
     _check_prompts(prompts)
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
-    tokens = torch.full((len(prompts), max(lengths)), pad_token_id, dtype=torch.int64)
-    slots = torch.zeros_like(tokens, dtype=torch.bool)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = prompt
-        tokens[row, len(prompt) : lengths[row]] = mask_token_id
-        slots[row, len(prompt) : lengths[row]] = True
-    return _canvas(tokens, slots, lengths, device)
+    return _with_slots(prompts, lengths, mask_token_id, pad_token_id, device)
 
 
 def block_canvas(
@@ -85,6 +79,17 @@ def block_canvas(
     lengths = [
         -(-(len(prompt) + max_new_tokens) // block_length) * block_length for prompt in prompts
     ]
+    return _with_slots(prompts, lengths, mask_token_id, pad_token_id, device)
+
+
+def _with_slots(
+    prompts: Sequence[Tensor],
+    lengths: Sequence[int],
+    mask_token_id: int,
+    pad_token_id: int,
+    device: torch.device | str,
+) -> Canvas:
+    """Put slots behind every prompt, up to the row's length."""
     tokens = torch.full((len(prompts), max(lengths)), pad_token_id, dtype=torch.int64)
     slots = torch.zeros_like(tokens, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
