@@ -6,9 +6,7 @@
 
 Facts keep their order; sentences of the book fall between them at random. Training rows use bAbI's
 training stories and the first four fifths of the book, test rows bAbI's test stories and the rest,
-so neither a story nor a page is seen in both. bAbI: Weston et al., arXiv 1502.05698; the format of
-its files is `ID text` and `ID question<TAB>answer<TAB>supporting ids` (some copies have `|` for the
-tab), IDs restarting per story.
+so neither a story nor a page is seen in both. The format of bAbI's files: `memdlm.data.babi`.
 """
 
 import argparse
@@ -16,40 +14,12 @@ import json
 import random
 import re
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+from memdlm.data.babi import Question, find_babi_file, read_babi, read_text
 from memdlm.errors import DataError, MemDLMError, UsageError
 from memdlm.seeding import derive_seed
-
-
-@dataclass(frozen=True)
-class Question:
-    """One bAbI question and the story up to it."""
-
-    facts: tuple[str, ...]
-    text: str
-    answer: str
-
-
-def read_babi(path: Path) -> Iterator[Question]:
-    """Yield every question of a bAbI file with the facts that precede it.
-
-    Raises:
-        DataError: The file cannot be read, or a line is not in bAbI's format.
-    """
-    facts: list[str] = []
-    for number, line in enumerate(_read(path).splitlines(), start=1):
-        match = re.fullmatch(r"(\d+) ([^\t|]+)(?:[\t|]([^\t|]+)[\t|][\d ]*)?", line)
-        if match is None:
-            raise DataError(f"{path} line {number}: not in bAbI's format `ID text`; check the file")
-        if match[1] == "1":
-            facts = []
-        if match[3] is None:
-            facts.append(words(match[2]))
-        else:
-            yield Question(tuple(facts), words(match[2]), words(match[3]))
 
 
 def words(text: str) -> str:
@@ -59,7 +29,7 @@ def words(text: str) -> str:
 
 def read_book(path: Path) -> list[str]:
     """Return the sentences of a plain-text book, 4 to 24 words each."""
-    text = re.sub(r"\s+", " ", _read(path))
+    text = re.sub(r"\s+", " ", read_text(path))
     sentences = [words(part) for part in re.split(r"(?<=[.?!])\s", text)]
     return [sentence for sentence in sentences if 4 <= len(sentence.split()) <= 24]
 
@@ -68,9 +38,10 @@ def hide(
     question: Question, sentences: list[str], length: int, rng: random.Random
 ) -> dict[str, str]:
     """Return a row of about `length` words: facts in order, consecutive book sentences between."""
-    facts = list(question.facts)
-    tail = f"question : {question.text} answer :"
-    taken = sum(len(part.split()) for part in (*facts, tail, question.answer))
+    facts = [words(fact) for fact in question.facts]
+    answer = words(question.answer)
+    tail = f"question : {words(question.text)} answer :"
+    taken = sum(len(part.split()) for part in (*facts, tail, answer))
     place = rng.randrange(len(sentences))
     background: list[str] = []
     while taken + len(sentences[place % len(sentences)].split()) <= length:
@@ -81,7 +52,7 @@ def hide(
     fact_at = dict(zip(slots, facts, strict=True))
     rest = iter(background)
     text = [fact_at[i] if i in fact_at else next(rest) for i in range(len(facts) + len(background))]
-    return {"prompt": " ".join([*text, tail]), "completion": question.answer}
+    return {"prompt": " ".join([*text, tail]), "completion": answer}
 
 
 def build(arguments: argparse.Namespace) -> None:
@@ -96,12 +67,10 @@ def build(arguments: argparse.Namespace) -> None:
     parts = {"train": sentences[:cut], "test": sentences[cut:]}
     output.mkdir(parents=True, exist_ok=True)
     for split, background in parts.items():
-        files = sorted(Path(arguments.babi).glob(f"{arguments.task}_*_{split}.txt"))
-        if not files:
-            raise DataError(f"{arguments.babi}: no {arguments.task}_*_{split}.txt; check --babi")
+        path = find_babi_file(Path(arguments.babi), arguments.task, split)
         copies = arguments.copies if split == "train" else 1
         rows = []
-        for index, question in enumerate(read_babi(files[0])):
+        for index, question in enumerate(read_babi(path)):
             for copy in range(copies):
                 rng = random.Random(derive_seed(arguments.seed, f"babi/{split}", index, copy))
                 rows.append(hide(question, background, arguments.words, rng))
@@ -144,13 +113,6 @@ def evaluate(arguments: argparse.Namespace) -> None:
     ]
     figures = {"accuracy": sum(hits) / len(hits), "rows": len(hits), "memory": arguments.memory}
     print(json.dumps({"model": arguments.model, **figures}))
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read ({error}); check the path") from error
 
 
 def main() -> int:
