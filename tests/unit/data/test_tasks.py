@@ -1,5 +1,6 @@
 """Every generated task keeps the same promises; the splits share no value."""
 
+import hashlib
 import random
 from dataclasses import replace
 
@@ -130,6 +131,60 @@ def test_answers_follow_from_the_facts() -> None:
         counts = {v: example["prompt"].count(f"note : {v} .") for v in example["candidates"]}
         assert counts.pop(example["answers"][0]) == 4
         assert set(counts.values()) == {1}
+
+
+@pytest.mark.parametrize("task", EVERY_TASK)
+def test_evidence_is_what_the_answer_follows_from(task: str) -> None:
+    for example in examples_of(task, num_hops=4, num_moves=3, num_values=3, length=192):
+        prompt, question = example["prompt"], example["question"]
+        assert prompt.endswith(f" {question}")
+        told = [prompt[start:end] for start, end in example["evidence"]]
+        assert all(sentence.endswith(" .") and sentence.count(".") == 1 for sentence in told)
+        assert example["evidence"] == sorted(set(example["evidence"]))
+        if task == "common_words":
+            assert told == [f"note : {example['answers'][0]} ."] * 4
+            continue
+        # What the question and the sentences name leads to every answer, and to nothing else.
+        known = {question.split()[-2]}
+        for _ in told:
+            known |= {word for s in told if s.split()[0] in known for word in s.split()[1:]}
+        assert all(sentence.split()[0] in known for sentence in told)
+        assert all(set(answer.split()) <= known for answer in example["answers"])
+        # Without them, no answer stands anywhere in the document.
+        rest = prompt.removesuffix(question)
+        for sentence in told:
+            rest = rest.replace(sentence, "")
+        assert not any(f" {answer} ." in rest for answer in example["answers"])
+
+
+# Of prompts, completions, answers and candidates; recorded before examples told their evidence.
+TEXTS = {
+    ("train", 1): "94d2afe1931b5e43b54df8cf4ebbf44a",
+    ("train", 2): "ac2612796de6eafc24912d70b065dff8",
+    ("test", 1): "e6a40df6aa68f4f6b515cb4d28d222d7",
+    ("test", 2): "a56e4ee450acbf1bae986c3f016417c1",
+}
+
+
+@pytest.mark.parametrize(("split", "num_moves"), TEXTS)
+def test_texts_are_the_recorded_ones(split: str, num_moves: int) -> None:
+    hops = {1: 3, 2: 1}[num_moves]
+    digest = hashlib.blake2b(digest_size=16)
+    for length in (96, 384):
+        for example in generate_examples(
+            TaskConfig(
+                length=length,
+                num_examples=400,
+                seed=3,
+                split=split,
+                shortest_length=90,
+                num_moves=num_moves,
+                num_hops=hops,
+            )
+        ):
+            for key in ("prompt", "completion", "task", "answers", "candidates"):
+                digest.update(repr(example[key]).encode())
+    assert digest.hexdigest() == TEXTS[split, num_moves]
 
 
 def test_varied_lengths_and_shared_turns() -> None:

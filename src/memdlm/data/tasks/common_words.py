@@ -16,6 +16,7 @@ def build(config: TaskConfig, length: int, rng: random.Random) -> Story:
     rng.shuffle(notes)
     return Story(
         facts=[f"note : {value} ." for value in notes],
+        evidence=[fact for fact, value in enumerate(notes) if value == common],
         question="question : which word is most often ? answer : the word is",
         completion=common,
         answers=[common],

@@ -12,7 +12,9 @@ class Example(TypedDict):
     """One generated example; text is words separated by single spaces.
 
     `candidates` holds every value in the context that could be mistaken for the answer, the right
-    ones included: what a model that cannot retrieve has to choose among.
+    ones included: what a model that cannot retrieve has to choose among. `evidence` says which
+    sentences of the prompt the answer follows from: their first and end character, in their order
+    in the prompt. `question` is the end of the prompt, behind the document.
     """
 
     prompt: str
@@ -20,6 +22,8 @@ class Example(TypedDict):
     task: str
     answers: list[str]
     candidates: list[str]
+    evidence: list[tuple[int, int]]
+    question: str
 
 
 @dataclass(frozen=True)

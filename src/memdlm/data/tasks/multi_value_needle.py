@@ -23,6 +23,7 @@ def build(config: TaskConfig, length: int, rng: random.Random) -> Story:
     answers = [value for owner, value in pairs if owner == asked]
     return Story(
         facts=facts,
+        evidence=[fact for fact, (owner, _) in enumerate(pairs) if owner == asked],
         question=f"question : what does {asked} keep ? answer : {asked} keeps",
         completion=f" and {asked} adds ".join(answers),
         answers=answers,

@@ -18,6 +18,7 @@ def build(config: TaskConfig, length: int, rng: random.Random) -> Story:
     asked = rng.randrange(count)
     return Story(
         facts=facts,
+        evidence=[asked],
         question=f"question : what does {names[asked]} keep ? answer : {names[asked]} keeps",
         completion=values[asked],
         answers=[values[asked]],

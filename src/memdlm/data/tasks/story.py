@@ -6,6 +6,7 @@ earlier one); filler sentences fall between them at random, so that no position 
 
 import random
 from dataclasses import dataclass
+from itertools import accumulate
 
 from memdlm.data.tasks.config import Example, TaskConfig
 from memdlm.data.tasks.words import NAMES, SHORTEST_FILLER, filler_sentence
@@ -14,9 +15,10 @@ from memdlm.errors import ConfigError
 
 @dataclass(frozen=True)
 class Story:
-    """A task's content, before filler."""
+    """A task's content, before filler; `evidence` are the facts the answer follows from."""
 
     facts: list[str]
+    evidence: list[int]
     question: str
     completion: str
     answers: list[str]
@@ -66,10 +68,14 @@ def write_story(story: Story, task: str, length: int, rng: random.Random) -> Exa
     fillers = iter(sentences)
     total = len(places) + len(sentences)
     text = [fact_at[i] if i in fact_at else " ".join(next(fillers)) for i in range(total)]
+    starts = list(accumulate((len(sentence) + 1 for sentence in text), initial=0))
+    evidence = [places[fact] for fact in sorted(story.evidence)]
     return Example(
         prompt=" ".join([*text, story.question]),
         completion=story.completion,
         task=task,
         answers=story.answers,
         candidates=story.candidates,
+        evidence=[(starts[i], starts[i] + len(text[i])) for i in evidence],
+        question=story.question,
     )

@@ -22,18 +22,23 @@ def build(config: TaskConfig, length: int, rng: random.Random) -> Story:
     joins = {person: rng.randrange(per_person) for person in range(count)}
     seen = [0] * count
     last_place: dict[int, str] = {}
+    join_fact: dict[int, int] = {}
+    last_fact: dict[int, int] = {}
     places, facts = iter(values), []
     for person in order:
         if seen[person] == joins[person]:
+            join_fact[person] = len(facts)
             facts.append(f"{things[person]} joined {persons[person]} .")
         else:
             last_place[person] = next(places)
+            last_fact[person] = len(facts)
             facts.append(f"{persons[person]} entered {last_place[person]} .")
         seen[person] += 1
     asked = rng.randrange(count)
     thing, person_name = things[asked], persons[asked]
     return Story(
         facts=facts,
+        evidence=[join_fact[asked], last_fact[asked]],
         question=f"question : where is {thing} ? answer : {thing} joined",
         completion=f"{person_name} entered {last_place[asked]}",
         answers=[person_name, last_place[asked]],

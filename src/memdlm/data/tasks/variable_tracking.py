@@ -27,6 +27,7 @@ def build(config: TaskConfig, length: int, rng: random.Random) -> Story:
     verb = "copies" if rest else "keeps"
     return Story(
         facts=facts,
+        evidence=[i for i, fact in enumerate(facts) if fact.split()[0] in chains[asked]],
         question=f"question : follow {start} ? answer : {start} {verb}",
         completion=path + values[asked],
         answers=[*rest, values[asked]],
