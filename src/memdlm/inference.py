@@ -28,6 +28,7 @@ from memdlm.sampling.canvas import prompt_canvas
 from memdlm.sampling.config import SamplingConfig
 from memdlm.sampling.masked_decoding import DecodeOutput, DecodeStep, decode
 from memdlm.sampling.streaming import decode_stream
+from memdlm.sampling.token_choice import Draw, row_draws
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -98,13 +99,14 @@ class Generation:
 def generate(
     model: nn.Module,
     tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[str | Sequence[Message]],
+    prompts: Sequence[str | Sequence[Message] | torch.Tensor],
     sampling: SamplingConfig | None = None,
     memory: MemoryConfig | None = None,
     *,
     memories: Sequence[ParametricMemory | None] | None = None,
     objective: ObjectiveConfig | None = None,
     seed: int | Sequence[int] = 0,
+    sampling_seeds: Sequence[int] | None = None,
     chat_template: str = "auto",
     batch_size: int = 8,
     max_memory_bytes: int | None = None,
@@ -115,7 +117,8 @@ def generate(
     Args:
         model: A backbone, possibly a PEFT model around one.
         tokenizer: The model's.
-        prompts: Texts, or conversations as lists of {role, content}.
+        prompts: Texts, conversations as lists of {role, content}, or token ids [L] int64 as they
+            are to be read.
         sampling: How to decode; the paper's evaluation by default.
         memory: Write a memory from each prompt first. None, or `enabled` off, is plain decoding.
             `sharing` is always per sequence here: no request may see another's memory.
@@ -124,6 +127,8 @@ def generate(
         objective: Noise schedule that draws the memory's anchor; the one trained with.
         seed: Decides masks and initial fast weights of the memory; one for all prompts, or one per
             prompt. Decoding draws from `sampling.seed`.
+        sampling_seeds: In place of `sampling.seed`, one per prompt, so that prompts that are alike
+            draw apart.
         chat_template: As in `DataConfig`; `never` for raw prompts, as the paper evaluates.
         batch_size: Prompts decoded together.
         max_memory_bytes: Most that fast weights and inner gradients of one batch may take (see
@@ -138,8 +143,8 @@ def generate(
         ConfigError: A setting is out of range, the memory's scope selects no module, or a single
             memory exceeds `max_memory_bytes`.
         DataError: A prompt is empty or, with the new tokens, exceeds the model's context.
-        UsageError: `prompts` is no sequence of texts and conversations, or `memories` or `seed` do
-            not fit them.
+        UsageError: `prompts` is no sequence of texts, conversations and ids, or `memories`, `seed`
+            or `sampling_seeds` do not fit them.
     """
     if isinstance(prompts, str):
         raise UsageError("prompts is one text; give a list of them, e.g. [prompt]")
@@ -147,6 +152,8 @@ def generate(
     if batch_size < 1:
         raise ConfigError(f"batch_size: {batch_size} is out of range; use 1 or more")
     sources = _memory_sources(model, prompts, memory, memories, objective, seed)
+    draws = [sampling.seed] * len(prompts) if sampling_seeds is None else list(sampling_seeds)
+    _check_number("sampling_seeds", draws, prompts)
     batch_size = min(batch_size, sources.most_rows(max_memory_bytes, batch_size))
     # All are checked before any is decoded: a bad last prompt must not cost the others theirs.
     encoded = [
@@ -156,7 +163,7 @@ def generate(
     answers: list[Generation] = []
     for start in range(0, len(encoded), batch_size):
         rows = range(start, min(start + batch_size, len(encoded)))
-        answers += _answer(model, tokenizer, encoded, rows, sampling, sources, on_update)
+        answers += _answer(model, tokenizer, encoded, rows, sampling, sources, draws, on_update)
     return answers
 
 
@@ -201,9 +208,9 @@ def _memory_sources(
 ) -> _MemorySources:
     """Check what `generate` was given about memories."""
     seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
-    for name, given in (("seed", seeds), ("memories", memories)):
-        if given is not None and len(given) != len(prompts):
-            raise UsageError(f"{name}: {len(given)} for {len(prompts)} prompts; give one each")
+    _check_number("seed", seeds, prompts)
+    if memories is not None:
+        _check_number("memories", memories, prompts)
     writes = memory is not None and memory.enabled
     if memories is None:
         writer = None
@@ -227,6 +234,11 @@ def _memory_sources(
     return _MemorySources(None, seeds, memories)
 
 
+def _check_number(name: str, given: Sequence[object], prompts: Sequence[object]) -> None:
+    if len(given) != len(prompts):
+        raise UsageError(f"{name}: {len(given)} for {len(prompts)} prompts; give one each")
+
+
 def _state(memory: ParametricMemory) -> str:
     row = memory.rows[0]
     return "dropped" if row is not None and row.is_dropped else "kept"
@@ -242,18 +254,21 @@ def _with_ends(sampling: SamplingConfig, tokenizer: "PreTrainedTokenizerBase") -
 def _encode(
     model: nn.Module,
     tokenizer: "PreTrainedTokenizerBase",
-    prompt: str | Sequence[Message],
+    prompt: str | Sequence[Message] | torch.Tensor,
     sampling: SamplingConfig,
     chat_template: str,
     number: int,
 ) -> torch.Tensor:
     """Return the ids [L] int64 of a prompt that fits the model."""
-    if not isinstance(prompt, str | Sequence):
+    if not isinstance(prompt, str | Sequence | torch.Tensor):
         raise UsageError(
             f"prompt {number} is a {type(prompt).__name__}; give a text or a list of messages"
         )
     try:
-        ids = encode_prompt(tokenizer, prompt, chat_template=chat_template)
+        if isinstance(prompt, torch.Tensor):
+            ids = prompt.tolist()
+        else:
+            ids = encode_prompt(tokenizer, prompt, chat_template=chat_template)
     except DataError as error:
         raise DataError(f"prompt {number}: {error}") from error
     try:
@@ -276,10 +291,12 @@ def _answer(
     rows: range,
     sampling: SamplingConfig,
     sources: _MemorySources,
+    sampling_seeds: Sequence[int],
     on_update: Callable[[GenerationUpdate], None] | None,
 ) -> list[Generation]:
     """Write, decode and erase for one batch: the prompts `rows` of `encoded`, [L_i] each."""
     prompts = [encoded[row] for row in rows]
+    draw = row_draws([sampling_seeds[row] for row in rows], next(model.parameters()).device)
     memory = sources.writer
     # Another thread's forward would see this batch's memory, and ours that thread's.
     with exclusive(unwrap(model)):
@@ -289,9 +306,9 @@ def _answer(
             written = _now(model)
             with nullcontext() if memory is None else memory.attached():
                 if on_update is None:
-                    output = decode(model, prompts, sampling)
+                    output = decode(model, prompts, sampling, draw=draw)
                 else:
-                    output = _decode_watched(model, prompts, sampling, rows, on_update)
+                    output = _decode_watched(model, prompts, sampling, rows, draw, on_update)
             decoded = _now(model)
         finally:
             if memory is not None:
@@ -319,11 +336,12 @@ def _decode_watched(
     prompts: list[torch.Tensor],
     sampling: SamplingConfig,
     rows: range,
+    draw: Draw,
     on_update: Callable[[GenerationUpdate], None],
 ) -> DecodeOutput:
     """Decode, telling of every step."""
     starts = tuple(0 if sampling.infill else len(prompt) for prompt in prompts)
-    stream = decode_stream(model, prompts, sampling)
+    stream = decode_stream(model, prompts, sampling, draw=draw)
     try:
         while True:
             try:

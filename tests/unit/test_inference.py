@@ -81,7 +81,7 @@ def test_the_memory_is_erased_when_decoding_fails(model, tokenizer, monkeypatch)
     monkeypatch.setattr(ParametricMemory, "erase", lambda self: (erased.append(1), erase(self)))
     expected = generate(model, tokenizer, PROMPTS, SAMPLING)
 
-    def fail(*args: object) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("device lost")
 
     with monkeypatch.context() as patch:
@@ -132,6 +132,42 @@ def test_prompts_that_cannot_be_answered_are_refused_before_any_is(
     monkeypatch.setattr("memdlm.inference.decode", None)
     with pytest.raises(DataError, match=message):
         generate(model, tokenizer, prompts, SAMPLING)
+
+
+@pytest.mark.parametrize("memory", [None, MEMORY], ids=["off", "on"])
+def test_seeds_per_prompt_decide_what_each_samples_wherever_it_stands(
+    model, tokenizer, memory
+) -> None:
+    sampling = replace(SAMPLING, temperature=1.0, stop_at_eos=False)
+    prompts, seeds = [PROMPTS[1]] * 3 + [PROMPTS[0]], [5, 6, 5, 5]
+
+    def answer(order: list[int], batch_size: int) -> list[tuple[int, ...]]:
+        given = [prompts[i] for i in order]
+        draws = [seeds[i] for i in order]
+        answers = generate(
+            model, tokenizer, given, sampling, memory, sampling_seeds=draws, batch_size=batch_size
+        )
+        return [a.token_ids for a in answers]
+
+    together = answer([0, 1, 2, 3], 4)
+    assert together[0] == together[2] != together[1]
+    assert answer([3, 1, 0, 2], 2) == [together[i] for i in (3, 1, 0, 2)]
+    assert answer([1], 1) == [together[1]]
+    alike = [replace(sampling, seed=6)]
+    assert [a.token_ids for a in generate(model, tokenizer, prompts[:1], *alike, memory)] == [
+        together[1]
+    ]
+    with pytest.raises(UsageError, match="sampling_seeds: 1 for 4 prompts"):
+        generate(model, tokenizer, prompts, sampling, sampling_seeds=[1])
+
+
+def test_token_ids_are_answered_like_the_text_they_stand_for(model, tokenizer) -> None:
+    ids = [torch.tensor(tokenizer(p)["input_ids"]) for p in PROMPTS]
+    assert generate(model, tokenizer, ids, SAMPLING, MEMORY) == generate(
+        model, tokenizer, PROMPTS, SAMPLING, MEMORY
+    )
+    with pytest.raises(DataError, match="prompt 1 is empty"):
+        generate(model, tokenizer, [ids[0][:0]], SAMPLING)
 
 
 def test_a_prompt_outside_a_list_is_refused(model, tokenizer) -> None:
