@@ -7,60 +7,31 @@ the truth, and grows with every mistake it has to build on.
 
 The order of unmasking is drawn per sample from a seed and does not depend on the model, so that all
 models and memories are compared on the same samples and masks. Shapes: B rows, T canvas, R slots of
-a row, S steps.
+a row, S steps, N samples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from memdlm.errors import DataError
+from memdlm.diffusion.objective import ObjectiveConfig
+from memdlm.errors import DataError, UsageError
+from memdlm.evaluation.exposure_bias_results import BiasSums, ExposureBias
 from memdlm.memory.config import MemoryConfig
 from memdlm.memory.parametric_memory import ParametricMemory
 from memdlm.sampling.canvas import prompt_canvas
 from memdlm.sampling.config import SamplingConfig
+from memdlm.sampling.evaluation_mode import evaluation_mode
 from memdlm.sampling.masked_decoding import decode
 from memdlm.sampling.token_choice import row_draws
 from memdlm.seeding import derive_seed
 
 
-@dataclass(frozen=True)
-class ExposureBias:
-    """Both likelihoods at every step, averaged over the masked tokens of all samples.
-
-    Attributes:
-        mask_ratio: Share of the slots still masked before the step [S]; falls from 1.
-        static_nll: Mean negative log-likelihood in clean context [S], nats per token.
-        sequential_nll: The same in the model's own context [S].
-        num_tokens: Scored tokens [S].
-    """
-
-    mask_ratio: tuple[float, ...]
-    static_nll: tuple[float, ...]
-    sequential_nll: tuple[float, ...]
-    num_tokens: tuple[int, ...]
-
-    @property
-    def ratios(self) -> tuple[float, ...]:
-        """Sequential over static likelihood at every step; 1 at the first by definition."""
-        pairs = zip(self.sequential_nll, self.static_nll, strict=True)
-        return tuple(sequential / max(static, 1e-12) for sequential, static in pairs)
-
-    @property
-    def overall_ratio(self) -> float:
-        """The same over all tokens of all steps but the first, where both are equal."""
-        weights = self.num_tokens[1:]
-        sequential = sum(w * x for w, x in zip(weights, self.sequential_nll[1:], strict=True))
-        static = sum(w * x for w, x in zip(weights, self.static_nll[1:], strict=True))
-        return sequential / max(static, 1e-12)
-
-
-@torch.no_grad()
 def measure_exposure_bias(
     model: nn.Module,
     prompts: Sequence[Tensor],
@@ -71,7 +42,35 @@ def measure_exposure_bias(
     seed: int = 0,
     batch_size: int = 16,
 ) -> ExposureBias:
+    """Return the means of `measure_bias_sums` over all samples; arguments and errors as there."""
+    return measure_bias_sums(
+        model,
+        prompts,
+        responses,
+        memory=memory,
+        num_steps=num_steps,
+        seed=seed,
+        batch_size=batch_size,
+    ).summary()
+
+
+@torch.no_grad()
+def measure_bias_sums(
+    model: nn.Module,
+    prompts: Sequence[Tensor],
+    responses: Sequence[Tensor],
+    *,
+    memory: MemoryConfig | None = None,
+    objective: ObjectiveConfig | None = None,
+    num_steps: int | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    on_batch: Callable[[int], None] | None = None,
+) -> BiasSums:
     """Decode every prompt greedily in a random order and score its clean response on the way.
+
+    A sample's figures depend on its own texts, its place among the samples, the seed and the
+    longest response, not on the batch it is measured in.
 
     Args:
         model: A backbone, possibly wrapped; evaluated in eval mode, which is then restored.
@@ -79,52 +78,78 @@ def measure_exposure_bias(
         responses: Clean responses with their end-of-text token, likewise. Shorter ones are filled
             with end-of-text, as in training; the filling is decoded but not scored.
         memory: Write a memory from each prompt first; None, or `enabled` off, measures without.
-        num_steps: Denoising steps S; None unmasks one token per step.
+        objective: Noise schedule of the memory's anchor; the default one if None.
+        num_steps: Denoising steps S; None, or more than there are slots, unmasks one per step.
         seed: Decides the orders of unmasking and the memories.
         batch_size: Samples decoded together.
+        on_batch: Called with the number of samples that are done.
 
     Raises:
         DataError: If there is no sample, or a prompt has no response.
+        UsageError: `batch_size` is below 1, or a sample exceeds the model's context.
     """
     if not prompts or len(prompts) != len(responses):
         raise DataError(
             f"exposure bias needs one response per prompt, got {len(prompts)} and {len(responses)}"
         )
-    length = max(len(response) for response in responses)
+    if batch_size < 1:
+        raise UsageError(f"batch_size: {batch_size} is out of range; use 1 or more")
     config = SamplingConfig(
-        max_new_tokens=length,
+        max_new_tokens=max(len(response) for response in responses),
         num_unmasking_steps=num_steps,
         policy="random",
         # Both contexts are scored under one attention, that of the whole response.
         decoder="masked",
         stop_at_eos=False,
     )
-    totals = None
+    parts, num_dropped = [], 0
     for start in range(0, len(prompts), batch_size):
         batch = slice(start, start + batch_size)
         seeds = [derive_seed(seed, "exposure_bias", i) for i in range(len(prompts))[batch]]
-        sums = _measure_batch(model, prompts[batch], responses[batch], memory, config, seeds, seed)
-        totals = sums if totals is None else totals + sums
-    assert totals is not None
-    static, sequential, count, masked, slots = totals.unbind(dim=1)
-    return ExposureBias(
-        mask_ratio=tuple((masked / slots).tolist()),
-        static_nll=tuple((static / count.clamp(min=1)).tolist()),
-        sequential_nll=tuple((sequential / count.clamp(min=1)).tolist()),
-        num_tokens=tuple(int(n) for n in count.tolist()),
+        attached, dropped = _memory(model, prompts[batch], memory, objective, seeds)
+        with attached:
+            parts.append(_measure_batch(model, prompts[batch], responses[batch], config, seeds))
+        num_dropped += dropped
+        if on_batch is not None:
+            on_batch(min(start + batch_size, len(prompts)))
+    static, sequential, scored, masked = torch.cat(parts).cpu().unbind(dim=2)  # [N, S] each
+    return BiasSums(
+        # Every sample has as many slots, and a step fills as many in each.
+        mask_ratio=tuple((masked[0] / config.max_new_tokens).tolist()),
+        static_nll=static.numpy(),
+        sequential_nll=sequential.numpy(),
+        num_tokens=scored.long().numpy(),
+        num_dropped=num_dropped,
     )
+
+
+def _memory(
+    model: nn.Module,
+    prompts: Sequence[Tensor],
+    memory: MemoryConfig | None,
+    objective: ObjectiveConfig | None,
+    seeds: list[int],
+) -> tuple[AbstractContextManager[None], int]:
+    """Write a memory per prompt; return what attaches them, and how many were dropped."""
+    if memory is None or not memory.enabled:
+        return nullcontext(), 0
+    # As at inference: no sample may see another's memory.
+    writer = ParametricMemory(model, replace(memory, sharing="sequence"), objective)
+    ids: Any = model.config
+    device = next(model.parameters()).device
+    canvas = prompt_canvas(prompts, 0, ids.mask_token_id, ids.pad_token_id, device)
+    stats = writer.write(canvas.tokens, canvas.attention_mask, seed=seeds)
+    return writer.attached(), stats.alive.numel() - int(stats.alive.sum())
 
 
 def _measure_batch(
     model: nn.Module,
     prompts: Sequence[Tensor],
     responses: Sequence[Tensor],
-    memory: MemoryConfig | None,
     config: SamplingConfig,
     seeds: list[int],
-    memory_seed: int,
 ) -> Tensor:
-    """Return sums over the batch [S, 5]: static, sequential, scored, masked, slots (float64)."""
+    """Return every row's sums [B, S, 4]: static, sequential, scored, masked (float64)."""
     device = next(model.parameters()).device
     ids: Any = model.config
     mask_id, pad_id, eos_id = ids.mask_token_id, ids.pad_token_id, ids.eos_token_id
@@ -138,32 +163,20 @@ def _measure_batch(
         is_real[row, : len(response)] = True
     clean, is_real = clean.to(device), is_real.to(device)
 
-    attached: AbstractContextManager[None] = nullcontext()
-    if memory is not None and memory.enabled:
-        writer = ParametricMemory(model, memory)
-        without_slots = prompt_canvas(prompts, 0, mask_id, pad_id, device)
-        writer.write(without_slots.tokens, without_slots.attention_mask, seed=memory_seed)
-        attached = writer.attached()
     states = [canvas.tokens]
-    with attached:
-        decode(
-            model,
-            prompts,
-            config,
-            on_step=lambda step: states.append(step.canvas),
-            draw=row_draws(seeds, device),
-        )
-        was_training = [module for module in model.modules() if module.training]
-        model.eval()
-        try:
-            sums = [
-                _score(model, state, canvas.attention_mask, positions, clean, is_real, mask_id)
-                for state in states[:-1]
-            ]
-        finally:
-            for module in was_training:
-                module.training = True
-    return torch.stack(sums)
+    decode(
+        model,
+        prompts,
+        config,
+        on_step=lambda step: states.append(step.canvas),
+        draw=row_draws(seeds, device),
+    )
+    with evaluation_mode(model):
+        sums = [
+            _score(model, state, canvas.attention_mask, positions, clean, is_real, mask_id)
+            for state in states[:-1]
+        ]
+    return torch.stack(sums, dim=1)
 
 
 def _score(
@@ -175,7 +188,7 @@ def _score(
     is_real: Tensor,
     mask_id: int,
 ) -> Tensor:
-    """Return one state's sums [5]; both contexts hide exactly the same slots."""
+    """Return one state's sums [B, 4]; both contexts hide exactly the same slots."""
     own = state.gather(1, positions)  # [B, R]
     masked = own == mask_id
     pristine = state.scatter(1, positions, torch.where(masked, mask_id, clean))
@@ -184,6 +197,6 @@ def _score(
     for ids in (pristine, state):
         logits = model(ids, attention_mask=attention_mask, positions=positions).logits.float()
         nll = F.cross_entropy(logits.flatten(0, 1), clean.flatten(), reduction="none")
-        sums.append((nll.view_as(scored) * scored).sum(dtype=torch.float64))
-    counts = [scored.sum(), masked.sum(), torch.tensor(masked.numel(), device=state.device)]
-    return torch.stack([*sums, *(count.double() for count in counts)])
+        sums.append((nll.view_as(scored) * scored).sum(dim=1, dtype=torch.float64))
+    counts = [scored.sum(dim=1), masked.sum(dim=1)]
+    return torch.stack([*sums, *(count.double() for count in counts)], dim=1)
