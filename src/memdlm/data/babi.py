@@ -1,7 +1,7 @@
 """Read the bAbI question-answering tasks (Weston et al., arXiv 1502.05698) from their own files.
 
-A line is `ID text` or `ID question<TAB>answer<TAB>supporting ids`; IDs restart at 1 with each story.
-Some copies have `|` in place of the tab. Texts come as the file has them, without outer blanks.
+A line is `ID text` or `ID question<TAB>answer<TAB>supporting ids`; IDs restart at 1 per story. Some
+copies have `|` in place of the tab. Texts come as the file has them, without outer blanks.
 """
 
 import re

@@ -4,12 +4,17 @@ import difflib
 from collections.abc import Sequence
 
 from memdlm.errors import UsageError
+from memdlm.evaluation.tasks.babilong import BABILONG
 from memdlm.evaluation.tasks.task import BenchmarkTask, length_label, split_name
 
-TASKS: dict[str, BenchmarkTask] = {}
+TASKS: dict[str, BenchmarkTask] = {
+    **BABILONG,
+}
 
 # A group stands for its members, each of the group's length.
-GROUPS: dict[str, tuple[str, ...]] = {}
+GROUPS: dict[str, tuple[str, ...]] = {
+    "babilong": tuple(BABILONG),
+}
 
 # What others call a task.
 ALIASES: dict[str, str] = {}

@@ -1,0 +1,74 @@
+"""lm-eval's own task definitions, read without its task manager, and data handed back to them.
+
+The manager would fetch a task's data from the hub when it loads the task; here only the YAML file
+is read, and our documents take the data set's place.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from memdlm.errors import UsageError
+from memdlm.evaluation.tasks.task import with_harness
+
+
+def read_definition(folder: str, name: str) -> dict[str, Any]:
+    """Return the config in lm-eval's `tasks/<folder>/<name>.yaml`, files it includes merged in.
+
+    `!function module.name` becomes the function of that module of lm-eval.
+
+    Raises:
+        UsageError: lm-eval is not installed, too old to have the task, or lacks a package that
+            the task's functions need.
+    """
+    with_harness()
+    import lm_eval.tasks
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    def function(_loader: Any, node: yaml.ScalarNode) -> Any:
+        module, _, attribute = str(node.value).rpartition(".")
+        return getattr(import_module(f"lm_eval.tasks.{folder}.{module}"), attribute)
+
+    Loader.add_constructor("!function", function)
+    path = Path(lm_eval.tasks.__file__).parent / folder / name
+    try:
+        # A subclass of SafeLoader: it makes plain values and lm-eval's own functions, nothing else.
+        config = yaml.load(path.with_name(f"{name}.yaml").read_text("utf-8"), Loader)
+        include = config.pop("include", None)
+        if include is None:
+            return dict(config)
+        base = yaml.load(path.with_name(include).read_text("utf-8"), Loader)
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"lm-eval has no {error.filename}: pip install --upgrade 'memdlm[eval]'"
+        ) from error
+    except ImportError as error:
+        raise UsageError(
+            f"lm-eval's {folder} tasks cannot be loaded ({error}): pip install 'memdlm[eval]'"
+        ) from error
+    return {**base, **config}
+
+
+def with_documents(
+    definition: Mapping[str, Any], name: str, documents: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return a definition of our name over our documents, its only split being `test`."""
+    return {
+        **{key: value for key, value in definition.items() if not key.startswith("dataset_")},
+        "task": name,
+        "test_split": "test",
+        "custom_dataset": test_split(documents),
+    }
+
+
+def test_split(documents: Sequence[Mapping[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Return what lm-eval calls as `custom_dataset`: it gives the documents as the split `test`."""
+    import datasets
+
+    split = datasets.Dataset.from_list([dict(document) for document in documents])
+    # lm-eval passes a task's metadata, which says nothing that the documents do not hold.
+    return lambda **_: {"test": split}
