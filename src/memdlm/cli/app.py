@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "quickstart": "quickstart",
     "train": "train",
     "plan": "plan",
+    "sweep": "sweep",
     "report": "report",
     "generate": "generate",
     "chat": "chat",

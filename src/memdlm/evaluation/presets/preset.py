@@ -1,8 +1,8 @@
 """What a preset is: a table or figure of the paper as arms, tasks and settings.
 
-Knows names and settings only. A preset can be evaluated with trained models, or swept: trained and
-evaluated, variant by variant. Settings are differences, as nested mappings: from a recipe (`train`),
-or from what the trained recipe says of memory and sampling (`evaluate`).
+Knows names and settings only. A preset can be evaluated with trained models, or swept: trained,
+then evaluated. Settings are differences, as nested mappings: from a recipe (`train`), or from what
+the trained recipe says of memory and sampling (`evaluate`).
 """
 
 from collections.abc import Mapping
