@@ -63,7 +63,7 @@ def make_documents(
         return length - max_new_tokens - len(prompt)
 
     background = read_background(_background_path(request), count) if length else None
-    documents = []
+    documents: list[dict[str, Any]] = []
     for index in order:
         if len(documents) == request.num_samples:
             break
