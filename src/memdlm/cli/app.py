@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "train": "train",
     "plan": "plan",
     "sweep": "sweep",
+    "exposure-bias": "exposure_bias",
     "report": "report",
     "generate": "generate",
     "chat": "chat",
@@ -45,7 +46,7 @@ def build_app() -> typer.Typer:
     )
     app.callback()(_root)
     for name, module in COMMANDS.items():
-        entry = getattr(importlib.import_module(f"memdlm.cli.{module}"), name)
+        entry = getattr(importlib.import_module(f"memdlm.cli.{module}"), name.replace("-", "_"))
         if isinstance(entry, typer.Typer):
             app.add_typer(entry, name=name)
         else:

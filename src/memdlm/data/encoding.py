@@ -98,12 +98,64 @@ def encode_prompt(
         prompt: A text, or the turns of a conversation; a text is one user turn for a template.
         chat_template: As in `DataConfig`; `"never"` for raw prompts, as the paper evaluates.
     """
+    text, opening = render_prompt(tokenizer, prompt, chat_template=chat_template)
+    return opening + _encode_texts(tokenizer, [text])[0]
+
+
+def render_prompt(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: str | Sequence[Message],
+    *,
+    chat_template: str = "auto",
+) -> tuple[str, list[int]]:
+    """Return the text that `encode_prompt` encodes, and the ids that it puts before it."""
     if uses_template(tokenizer, chat_template):
         messages = user_turn(prompt) if isinstance(prompt, str) else prompt
-        text = _apply_template(tokenizer, messages, "the prompt", generation_prompt=True)
-        return _encode_texts(tokenizer, [text])[0]
+        return _apply_template(tokenizer, messages, "the prompt", generation_prompt=True), []
     text = prompt if isinstance(prompt, str) else plain_text(prompt)
-    return _opening(tokenizer) + _encode_texts(tokenizer, [text])[0]
+    return text, _opening(tokenizer)
+
+
+def columns_of(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: str | Sequence[Message],
+    parts: Sequence[str],
+    *,
+    chat_template: str = "auto",
+) -> list[bool]:
+    """Tell of every id of `encode_prompt` whether it holds a character of one of `parts`.
+
+    Every place where a part occurs counts.
+
+    Raises:
+        DataError: A part is empty or not in the prompt, or the tokenizer cannot say which
+            characters its tokens stand for.
+    """
+    text, opening = render_prompt(tokenizer, prompt, chat_template=chat_template)
+    is_part = np.zeros(len(text) + 1, dtype=bool)
+    for part in parts:
+        place = text.find(part) if part else -1
+        if place < 0:
+            raise DataError(f"the prompt does not contain {shorten(part)!r}: give a text from it")
+        while place >= 0:
+            is_part[place : place + len(part)] = True
+            place = text.find(part, place + 1)
+    if not getattr(tokenizer, "is_fast", False):
+        raise DataError(
+            f"the tokenizer {type(tokenizer).__name__} does not tell which characters a token "
+            "stands for: use a fast one (tokenizer.json)"
+        )
+    encoded: Any = tokenizer(
+        text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    )
+    return [False] * len(opening) + [
+        bool(is_part[start:end].any()) for start, end in encoded["offset_mapping"]
+    ]
+
+
+def shorten(text: str, longest: int = 60) -> str:
+    """Return the beginning of a text, for messages."""
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 def encode_dialogues(
