@@ -5,19 +5,22 @@ from collections.abc import Sequence
 
 from memdlm.errors import UsageError
 from memdlm.evaluation.tasks.babilong import BABILONG
+from memdlm.evaluation.tasks.ruler import RULER
 from memdlm.evaluation.tasks.task import BenchmarkTask, length_label, split_name
 
 TASKS: dict[str, BenchmarkTask] = {
+    **RULER,
     **BABILONG,
 }
 
 # A group stands for its members, each of the group's length.
 GROUPS: dict[str, tuple[str, ...]] = {
+    "ruler": tuple(RULER),
     "babilong": tuple(BABILONG),
 }
 
 # What others call a task.
-ALIASES: dict[str, str] = {}
+ALIASES: dict[str, str] = {"ruler_mv": "niah_multivalue"}
 
 
 def find_task(name: str) -> tuple[BenchmarkTask, int | None]:
