@@ -14,9 +14,10 @@ from pathlib import Path
 from memdlm.errors import CheckpointError, UsageError
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem;
        color: #222; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+h3 { font-size: 1.05rem; margin-top: 1.8rem; } p, li { max-width: 62rem; }
 table { border-collapse: collapse; } th, td { padding: .3rem .8rem; text-align: right; }
 th:first-child, td:first-child { text-align: left; white-space: nowrap; }
 .wide + .wide { margin-top: 1.2rem; } table { font-size: .95rem; }
@@ -25,7 +26,16 @@ thead th { border-bottom: 2px solid #222; } tbody tr { border-bottom: 1px solid 
 .wide { overflow-x: auto; } .wide td { overflow-wrap: anywhere; }
 .note { color: #555; } code { background: #f3f3f3; padding: .1rem .3rem; }
 pre { background: #f3f3f3; padding: .8rem; overflow-x: auto; font-size: .85rem; }
+td small { display: block; color: #666; font-size: .78rem; line-height: 1.35; white-space: nowrap; }
+td { vertical-align: top; } .texts th, .texts td { text-align: left; font-size: .85rem; }
+.warning { background: #fdecea; border-left: 5px solid #c0281c; padding: .6rem 1rem; }
+ul.warning { padding-left: 2.2rem; } ul.note { font-size: .9rem; }
+details { margin: .8rem 0; } summary { cursor: pointer; color: #1d5fa8; }
 """
+
+
+# A cell of a table is a text, or a main line with smaller ones under it.
+Cell = str | tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -43,17 +53,30 @@ class Section:
     figures: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], muted: Sequence[str] = ()) -> str:
-    """Return a table of text cells; rows whose first cell is in `muted` are grey."""
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    muted: Sequence[str] = (),
+    is_text: bool = False,
+) -> str:
+    """Return a table; rows whose first cell is in `muted` are grey, texts are set to the left."""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
     lines = []
     for row in rows:
         kind = ' class="muted"' if row[0] in muted else ""
-        lines.append(f"<tr{kind}>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>")
+        lines.append(f"<tr{kind}>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>")
+    kind = ' class="texts"' if is_text else ""
     return (
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
+        f'<div class="wide"><table{kind}><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def _cell(cell: Cell) -> str:
+    if isinstance(cell, str):
+        return html.escape(cell)
+    main, *small = (html.escape(line) for line in cell)
+    return main + "".join(f"<small>{line}</small>" for line in small)
 
 
 def image(png: bytes, alternative: str) -> str:
@@ -93,12 +116,20 @@ class Place:
         prefix = "" if self.page.name == "report.html" else f"{self.page.stem}_"
         return self.page.with_name(f"{prefix}{name}.png")
 
-    def check_free(self, figures: Sequence[str], overwrite: bool) -> None:
+    @property
+    def markdown(self) -> Path:
+        """The Markdown page beside this one."""
+        return self.page.with_suffix(".md")
+
+    def check_free(
+        self, figures: Sequence[str], overwrite: bool, with_markdown: bool = False
+    ) -> None:
         """Refuse a place where the page cannot go, before time is spent on it.
 
         Args:
             figures: Names of every figure that the page may have.
             overwrite: Whether files of these names may be replaced.
+            with_markdown: Whether a Markdown page goes beside it.
 
         Raises:
             UsageError: A file is there already and `overwrite` is off, or the page's name is a
@@ -108,6 +139,8 @@ class Place:
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"{folder} is no folder: choose another place with --output")
         files = [self.page, *map(self.figure, figures)]
+        if with_markdown:
+            files.append(self.markdown)
         taken = next((path for path in files if path.is_dir()), None)
         if taken is not None:
             raise UsageError(f"{taken} is a folder: choose another place with --output")
@@ -118,8 +151,13 @@ class Place:
                 "--output"
             )
 
-    def write(self, title: str, sections: Sequence[Section]) -> Path:
+    def write(self, title: str, sections: Sequence[Section], markdown: str | None = None) -> Path:
         """Write the figures, then the page; return the page. Each file appears whole or not at all.
+
+        Args:
+            title: The page's heading.
+            sections: Its parts.
+            markdown: Text of the Markdown page beside it; None for none.
 
         Raises:
             CheckpointError: The place cannot be written to.
@@ -127,6 +165,8 @@ class Place:
         contents = {
             self.figure(name): png for section in sections for name, png in section.figures.items()
         }
+        if markdown is not None:
+            contents[self.markdown] = markdown.encode()
         contents[self.page] = render(title, sections).encode()
         partial = self.page.with_name(f".{self.page.name}.partial-{os.getpid()}")
         try:

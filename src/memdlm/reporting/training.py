@@ -1,12 +1,12 @@
 """Training runs side by side: what they ended with, in which settings they differ, their curves."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import isfinite
-from typing import Any
 
-from memdlm.reporting.figures import figure, png
-from memdlm.reporting.page import Section, image, table
+from memdlm.reporting.blocks import Block, Grid, Heading, Paragraph, Part, Picture
+from memdlm.reporting.figures import figure, look, plain, png
 from memdlm.reporting.runs import Run
+from memdlm.reporting.settings import NOTHING, differing
 
 # Figure -> its panels: (logged name, label).
 _FIGURES: dict[str, list[tuple[str, str]]] = {
@@ -23,27 +23,31 @@ FIGURES = tuple(_FIGURES)
 
 # More points than this are drawn faint, under their running mean.
 _MANY_POINTS = 60
-_NOTHING = "–"  # noqa: RUF001  (a dash in a cell without a number)
 
 
-def training_section(runs: Sequence[Run]) -> Section:
-    """Return the part of a page that compares `runs`."""
+def training_part(runs: Sequence[Run], title: str = "") -> Part:
+    """Return the part of a page that compares `runs`, below a title if it is not alone."""
     figures = {
         name: _draw(runs, panels)
         for name, panels in _FIGURES.items()
         if any(run.series(key)[0] for run in runs for key, _ in panels)
     }
-    parts = [
-        table(*result_rows(runs)),
-        '<p class="note">Loss and NLL of training are those of the last log line and are '
-        "conditioned on the memory where there is one; those of evaluation never are. Compare runs "
-        "with and without memory by the latter. Seconds per step and tokens per second are medians "
-        "over the log lines.</p>",
-        *(image(content, f"{name} curves") for name, content in figures.items()),
-        "<h2>Settings that differ</h2>",
-        _settings(runs),
-    ]
-    return Section("", "\n".join(parts), figures)
+    header, rows = result_rows(runs)
+    note = (
+        "Loss and NLL of training are those of the last log line and are conditioned on the memory "
+        "where there is one; those of evaluation never are. Compare runs with and without memory "
+        "by the latter. Seconds per step and tokens per second are medians over the log lines."
+    )
+    return Part(
+        title,
+        [
+            Grid(header, rows),
+            Paragraph(note, "note"),
+            *(Picture(name, content, f"{name} curves") for name, content in figures.items()),
+            Heading("Settings that differ", 3 if title else 2),
+            _settings(runs),
+        ],
+    )
 
 
 def result_rows(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
@@ -68,46 +72,21 @@ def result_rows(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
 
 def differing_settings(runs: Sequence[Run]) -> dict[str, list[str]]:
     """Return dotted key -> value in each run, as text, for the settings that are not all equal."""
-    flat = [_flatten(run.settings) for run in runs]
-    keys = dict.fromkeys(key for settings in flat for key in settings)
-    missing = object()
-    return {
-        key: [_text(settings[key]) if key in settings else _NOTHING for settings in flat]
-        for key in keys
-        if any(settings.get(key, missing) != flat[0].get(key, missing) for settings in flat)
-    }
+    return differing([run.settings for run in runs])
 
 
-def _settings(runs: Sequence[Run]) -> str:
+def _settings(runs: Sequence[Run]) -> Block:
     if len(runs) == 1:
-        return "<p>There is one run only.</p>"
+        return Paragraph("There is one run only.")
     differences = differing_settings(runs)
     if not differences:
-        return "<p>None: the runs were started with the same settings.</p>"
+        return Paragraph("None: the runs were started with the same settings.")
     rows = [[key, *values] for key, values in differences.items()]
-    return table(["setting", *(run.name for run in runs)], rows)
-
-
-def _flatten(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        full = f"{path}.{key}" if path else str(key)
-        if isinstance(value, Mapping) and value:
-            flat |= _flatten(value, full)
-        else:
-            flat[full] = value
-    return flat
-
-
-def _text(value: Any) -> str:
-    """Return a value as a recipe would have it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "null" if value is None else str(value)
+    return Grid(["setting", *(run.name for run in runs)], rows)
 
 
 def _number(value: float | None, form: str) -> str:
-    return _NOTHING if value is None else format(value, form)
+    return NOTHING if value is None else format(value, form)
 
 
 def _draw(runs: Sequence[Run], panels: Sequence[tuple[str, str]]) -> bytes:
@@ -116,22 +95,16 @@ def _draw(runs: Sequence[Run], panels: Sequence[tuple[str, str]]) -> bytes:
     for axes, (key, label) in zip(all_axes, panels, strict=True):
         for index, run in enumerate(runs):
             steps, values = run.series(key)
-            # Ten colours, then the same ones dashed, and so on.
-            look: dict[str, Any] = {
-                "color": f"C{index % 10}",
-                "ls": ("-", "--", ":", "-.")[index // 10 % 4],
-            }
             if len(values) > _MANY_POINTS:
-                axes.plot(steps, values, alpha=0.25, lw=0.8, **look)
+                axes.plot(steps, values, alpha=0.25, lw=0.8, **look(index))
                 values = _running_mean(values)
             marker = "o" if len(values) <= _MANY_POINTS // 2 else ""
-            (lines[run.name],) = axes.plot(steps, values, marker=marker, ms=3, **look)
+            (lines[run.name],) = axes.plot(steps, values, marker=marker, ms=3, **look(index))
         axes.set_xlabel("step")
         axes.set_ylabel(label, fontsize=9)
     made.legend(
         list(lines.values()),
-        # A dollar sign would begin a formula.
-        [name.replace("$", r"\$") for name in lines],
+        [plain(name) for name in lines],
         loc="outside lower center",
         ncols=min(4, len(runs)),
         frameon=False,

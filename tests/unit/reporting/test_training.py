@@ -3,7 +3,7 @@
 from typing import Any
 
 from memdlm.reporting.runs import Run
-from memdlm.reporting.training import differing_settings, result_rows, training_section
+from memdlm.reporting.training import differing_settings, result_rows, training_part
 
 
 def run(name: str, settings: dict[str, Any], **logged: float) -> Run:
@@ -37,7 +37,7 @@ def test_names_that_mean_something_to_matplotlib_and_values_that_are_none_are_dr
         run(r"$\no_formula{$", {}, nll=float("nan")),
         Run("long", {}, [{"step": s, "loss": float("inf")} for s in range(90)], is_complete=True),
     ]
-    section = training_section(runs)
+    section = training_part(runs).section()
     assert list(section.figures) == ["training"]  # nothing was evaluated
     assert section.figures["training"].startswith(b"\x89PNG")
     assert "$\\no_formula{$" in section.body
