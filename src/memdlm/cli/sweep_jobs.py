@@ -249,7 +249,9 @@ def _signals() -> Iterator[list[int]]:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as a reader wants them: 47 s, 12 min, 3.2 h."""
+    """Return seconds as a reader wants them: under 1 s, 47 s, 12 min, 3.2 h."""
+    if seconds < 1:
+        return "under 1 s"
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""Memory of common GPUs, and what of it a plan leaves for everything that is no tensor."""
+"""Memory and speed of common GPUs, and what of the memory a plan leaves for what is no tensor."""
 
 from dataclasses import dataclass
 
@@ -29,6 +29,28 @@ GPUS = {
     "h200": 141,
     "b200": 180,
 }
+# Peak of dense products in 16 bits with float32 sums, in 10^12 FLOPs a second, from the makers'
+# data sheets: without sparsity, and of the SXM card where there is a choice.
+PEAK_TFLOPS = {
+    "t4": 65,
+    "v100-16gb": 125,
+    "v100-32gb": 125,
+    "rtx3090": 71,
+    "rtx4080": 97,
+    "rtx4090": 165,
+    "rtx5090": 210,
+    "a10": 125,
+    "l4": 121,
+    "a40": 150,
+    "a6000": 155,
+    "rtx6000-ada": 364,
+    "l40s": 362,
+    "a100-40gb": 312,
+    "a100-80gb": 312,
+    "h100": 989,
+    "h200": 989,
+    "b200": 2250,
+}
 # Makers' gigabytes above 100 are decimal: an H200 has 141e9 bytes, a B200 180e9.
 _DECIMAL_FROM = 100
 
@@ -55,6 +77,20 @@ def reserve(peak: int) -> int:
     between blocks of the caching allocator. An assumption, not a measurement.
     """
     return CONTEXT_BYTES + round(FRAGMENTATION * peak)
+
+
+def peak_flops(name: str) -> float:
+    """Return the peak of a GPU in FLOPs a second.
+
+    Raises:
+        UsageError: It is not in the table.
+    """
+    key = name.strip().lower()
+    if key not in PEAK_TFLOPS:
+        raise UsageError(
+            f"--gpu: the speed of {name!r} is not known; known are {', '.join(PEAK_TFLOPS)}"
+        )
+    return PEAK_TFLOPS[key] * 1e12
 
 
 def find_gpu(text: str) -> Gpu:

@@ -89,9 +89,9 @@ def simulate_step(
     # Real tensors may come in: tables that a library makes for itself, a few hundred bytes each.
     ledger, mode = MemoryLedger(), FakeTensorMode(allow_non_fake_inputs=True)
     with preserved_rng(torch.device("cpu")):
-        trainer = _SimulatedTrainer(model, arguments, ledger, _without_data(plan, mode))
+        trainer = _SimulatedTrainer(model, arguments, ledger, without_data(plan, mode))
         with mode:
-            for tensor in _give_shapes(model):
+            for tensor in give_shapes(model):
                 ledger.label(tensor, WEIGHTS)
             _label_parameters(model, adapter, ledger)
         _enable_checkpointing(trainer)
@@ -268,7 +268,7 @@ def _enable_checkpointing(trainer: _SimulatedTrainer) -> None:
     )
 
 
-def _give_shapes(model: nn.Module) -> list[torch.Tensor]:
+def give_shapes(model: nn.Module) -> list[torch.Tensor]:
     """Replace meta tensors by fake ones of the CPU, shared ones by shared ones.
 
     Returns:
@@ -318,15 +318,15 @@ def _logit_shapes(plan: StepPlan, trainer: _SimulatedTrainer) -> set[tuple[int, 
     return {(span.stop - span.start, size) for span in chunks}
 
 
-def _without_data(value: T, mode: FakeTensorMode) -> T:
+def without_data(value: T, mode: FakeTensorMode) -> T:
     """Return a copy of nested dataclasses and tuples whose tensors have lost their data."""
     result: Any = value
     if isinstance(value, torch.Tensor):
         result = mode.from_tensor(value)
     elif isinstance(value, tuple):
-        result = tuple(_without_data(item, mode) for item in value)
+        result = tuple(without_data(item, mode) for item in value)
     elif is_dataclass(value) and not isinstance(value, type):
         result = type(value)(
-            **{f.name: _without_data(getattr(value, f.name), mode) for f in fields(value)}
+            **{f.name: without_data(getattr(value, f.name), mode) for f in fields(value)}
         )
     return cast(T, result)

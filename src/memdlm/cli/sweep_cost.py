@@ -1,0 +1,184 @@
+"""What trainings and evaluations cost on one GPU: FLOPs counted, seconds by a stated utilisation.
+
+Every number is a count times a number: requests of a task times the FLOPs of one of them, optimizer
+steps times the FLOPs of one. Prompts are taken to be as long as their task allows, and those of a
+task without a length to fill the context, so that the sums are upper bounds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from memdlm.backbones.base import DiffusionMaskedLM
+from memdlm.backbones.outline import load_outline
+from memdlm.cli.recipe import Recipe
+from memdlm.cli.recipe_parts import add_adapter
+from memdlm.cli.sweep_jobs import duration
+from memdlm.errors import ConfigError, MemDLMError
+from memdlm.evaluation.config import Arm, EvalConfig
+from memdlm.evaluation.presets import EXPOSURE_BIAS, Preset
+from memdlm.evaluation.tasks.table import expand, find_task
+from memdlm.memory.parametric_memory import unwrap
+from memdlm.planning.gpus import peak_flops
+from memdlm.planning.requests import RequestCounter
+
+if TYPE_CHECKING:
+    from memdlm.cli.sweep_plan import SweepPlan, Training
+
+# Share of a GPU's peak that is assumed to be reached. Not a measurement.
+UTILISATION = 0.3
+
+
+@dataclass(frozen=True)
+class ArmCost:
+    """What an arm's answers take.
+
+    Attributes:
+        arm: Its name.
+        num_requests: Prompts.
+        write: FLOPs of writing their memories.
+        decode: FLOPs of decoding them.
+    """
+
+    arm: str
+    num_requests: int
+    write: int
+    decode: int
+
+    @property
+    def total(self) -> int:
+        """FLOPs of both."""
+        return self.write + self.decode
+
+
+class CostModel:
+    """Counts what one backbone's requests cost; equal ones once."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        """Take `model` from the meta device, adapter included; it is used up."""
+        self.context = int(unwrap(model).config.max_position_embeddings)
+        self._counter = RequestCounter(model)
+
+    @classmethod
+    def of_recipe(cls, recipe: Recipe) -> "CostModel":
+        """Return the costs of the model that `recipe` trains, its adapter left on top.
+
+        Raises:
+            ConfigError: The recipe builds its network from its data.
+            CheckpointError: There is no config.json to read.
+        """
+        if recipe.model is None:
+            raise ConfigError("--gpu: a recipe with `tiny` builds its network from its data")
+        return cls(with_adapter(load_outline(recipe.model, "bfloat16"), recipe))
+
+    def scores(self, arm: Arm, config: EvalConfig) -> ArmCost:
+        """Return what `arm` costs on all tasks and seeds of `config`."""
+        num_requests = write = decode = 0
+        context = config.context_length or self.context
+        for name in expand(config.tasks)[0]:
+            row, length = find_task(name)
+            number = min(config.num_samples or row.num_samples, row.num_samples)
+            number *= len(config.seeds)
+            whole = min(length or context, context)
+            flops = self._counter.count(
+                max(1, whole - row.max_new_tokens),
+                row.max_new_tokens,
+                arm.memory,
+                block_length=arm.sampling.block_length if _in_blocks(arm) else None,
+                objective=arm.objective,
+            )
+            num_requests += number
+            write += number * flops.write
+            decode += number * (flops.total - flops.write)
+        return ArmCost(arm.name, num_requests, write, decode)
+
+    def exposure_bias(
+        self, arm: Arm, length: int, num_samples: int, num_steps: int, response: int
+    ) -> ArmCost:
+        """Return what `arm` costs on texts of `length` tokens, `response` of them masked."""
+        one = self._counter.count(length - response, response, arm.memory, objective=arm.objective)
+        # A step decodes, and scores what is masked in both contexts.
+        decode = 3 * min(num_steps, response) * one.step
+        return ArmCost(arm.name, num_samples, num_samples * one.write, num_samples * decode)
+
+
+def with_adapter(model: DiffusionMaskedLM, recipe: Recipe) -> torch.nn.Module:
+    """Put a recipe's adapter on a model of the meta device."""
+    with torch.device("meta"):
+        return add_adapter(model, recipe, Path("base"))
+
+
+def preset_costs(
+    preset: Preset, arms: Sequence[Arm], config: EvalConfig, model: CostModel
+) -> list[ArmCost]:
+    """Return what the arms of a preset cost, in order."""
+    if preset.kind != EXPOSURE_BIAS:
+        return [model.scores(arm, config) for arm in arms]
+    number, steps = config.num_samples or 1, preset.num_steps or 1
+    return [model.exposure_bias(arm, model.context // 2, number, steps, 512) for arm in arms]
+
+
+def gpu_seconds(flops: float, gpu: str, utilisation: float = UTILISATION) -> float:
+    """Return the seconds of `flops` on one GPU.
+
+    Raises:
+        UsageError: Its speed is not known.
+    """
+    return flops / (peak_flops(gpu) * utilisation)
+
+
+def training_flops(recipe: Recipe) -> int:
+    """Return the FLOPs of one optimizer step on full rows, all but one of a row's tokens masked."""
+    from memdlm.cli.planning_run import plan_recipe
+
+    return plan_recipe(recipe).step.flops
+
+
+def show_costs(plan: "SweepPlan", gpu: str) -> None:
+    """Print what a plan costs on one GPU.
+
+    Raises:
+        UsageError: The GPU's speed is not known.
+    """
+    peak_flops(gpu)
+    print(
+        f"on one {gpu}, at {UTILISATION:.0%} of its peak (an assumption); rows and prompts as long "
+        "as they can be"
+    )
+    for training in plan.trainings:
+        print(f"  training {training.label}: {_training_line(training, gpu)}")
+    if not plan.trainings:
+        return
+    model = CostModel.of_recipe(plan.trainings[0].recipe)
+    for evaluation in plan.evaluations:
+        arms = [planned.arm for planned in evaluation.arms if planned.is_wanted]
+        costs = preset_costs(evaluation.preset, arms, evaluation.config, model)
+        for cost in costs:
+            print(f"  {evaluation.preset.name}, {cost.arm}: {_cost_line(cost, gpu)}")
+        total = sum(cost.total for cost in costs)
+        print(f"  {evaluation.preset.name}, all: {duration(gpu_seconds(total, gpu))}")
+
+
+def _training_line(training: "Training", gpu: str) -> str:
+    try:
+        flops = training_flops(training.recipe)
+    except MemDLMError as error:
+        return f"not known ({error})"
+    steps = training.recipe.training.get("max_steps", -1)
+    if steps and steps > 0:
+        return f"{steps:,} steps, {duration(gpu_seconds(steps * flops, gpu))}"
+    return f"{duration(gpu_seconds(1000 * flops, gpu))} for every 1,000 optimizer steps"
+
+
+def _cost_line(cost: ArmCost, gpu: str) -> str:
+    return (
+        f"{cost.num_requests:,} requests, {cost.total / 1e15:,.1f} PFLOP, "
+        f"{duration(gpu_seconds(cost.total, gpu))}"
+    )
+
+
+def _in_blocks(arm: Arm) -> bool:
+    return arm.sampling.decoder == "block"
