@@ -4,6 +4,7 @@ The manager would fetch a task's data from the hub when it loads the task; here 
 is read, and our documents take the data set's place.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -31,7 +32,10 @@ def read_definition(folder: str, name: str) -> dict[str, Any]:
 
     def function(_loader: Any, node: yaml.ScalarNode) -> Any:
         module, _, attribute = str(node.value).rpartition(".")
-        return getattr(import_module(f"lm_eval.tasks.{folder}.{module}"), attribute)
+        with warnings.catch_warnings():
+            # What the metrics' packages say when imported (deprecations, speed) is for lm-eval.
+            warnings.simplefilter("ignore")
+            return getattr(import_module(f"lm_eval.tasks.{folder}.{module}"), attribute)
 
     Loader.add_constructor("!function", function)
     path = Path(lm_eval.tasks.__file__).parent / folder / name

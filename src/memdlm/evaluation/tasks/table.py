@@ -5,18 +5,21 @@ from collections.abc import Sequence
 
 from memdlm.errors import UsageError
 from memdlm.evaluation.tasks.babilong import BABILONG
+from memdlm.evaluation.tasks.longbench import LONGBENCH
 from memdlm.evaluation.tasks.ruler import RULER
 from memdlm.evaluation.tasks.task import BenchmarkTask, length_label, split_name
 
 TASKS: dict[str, BenchmarkTask] = {
     **RULER,
     **BABILONG,
+    **LONGBENCH,
 }
 
 # A group stands for its members, each of the group's length.
 GROUPS: dict[str, tuple[str, ...]] = {
     "ruler": tuple(RULER),
     "babilong": tuple(BABILONG),
+    "longbench": tuple(LONGBENCH),
 }
 
 # What others call a task.
