@@ -37,6 +37,11 @@ class KVCache:
         self._slots: torch.Tensor | None = None
         self._num_visible = 0
 
+    @property
+    def num_visible(self) -> int:
+        """Slots that the queries of the coming forward may look at, as `open` was told."""
+        return self._num_visible
+
     def open(self, slots: torch.Tensor, num_visible: int) -> None:
         """Prepare for the next forward.
 
