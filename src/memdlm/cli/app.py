@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "sweep": "sweep",
     "exposure-bias": "exposure_bias",
     "report": "report",
+    "eval": "eval",
     "generate": "generate",
     "chat": "chat",
     "memory": "memory",

@@ -82,11 +82,16 @@ def _print(runs: "list[Run]", evaluations: "list[EvaluationResults]") -> None:
     from memdlm.reporting.training import result_rows
 
     for found in evaluations:
-        for title, header, rows in found.main_tables():
-            print(title)
-            _show(header, rows)
+        print_results(found)
     if runs:
         _show(*result_rows(runs))
+
+
+def print_results(found: "EvaluationResults") -> None:
+    """Print the main tables of a folder of results."""
+    for title, header, rows in found.main_tables():
+        print(title)
+        _show(header, rows)
 
 
 def _read(paths: list[Path]) -> "tuple[list[Run], list[EvaluationResults]]":

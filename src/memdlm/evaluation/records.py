@@ -144,7 +144,7 @@ def differences(before: Any, after: Any, path: str = "") -> list[str]:
 def _merged(found: dict[str, Any], new: dict[str, Any]) -> dict[str, Any] | None:
     """Return the description of both evaluations, None if they are not one."""
     for name in dict.fromkeys([*found, *new]):
-        if name not in ("command", "arms", "paper") and found.get(name) != new.get(name):
+        if name not in ("command", "arms") and found.get(name) != new.get(name):
             return None
     arms, others = found.get("arms", []), new.get("arms", [])
     if [arm["name"] for arm in arms] != [arm["name"] for arm in others]:

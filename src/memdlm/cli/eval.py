@@ -1,0 +1,147 @@
+"""`memdlm eval`: score models on benchmarks, with and without a memory of each prompt."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memdlm.cli import options
+
+
+def eval(  # the command's name; Python's own is not used here
+    tasks: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TASK...]",
+            help="Tasks and groups, e.g. ruler_vt@4k babilong@1k; see --list.",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", help="A table or figure of the paper, e.g. paper/table1."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Run folder, model or adapter folder, or hub name; in a preset the MemDLM one.",
+        ),
+    ] = None,
+    adapter: options.Adapter = None,
+    standard: Annotated[
+        str | None,
+        typer.Option(
+            "--standard",
+            metavar="MODEL[,ADAPTER]",
+            help="Preset: the model that was trained without memory, for its baseline.",
+        ),
+    ] = None,
+    arms: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--arm",
+            metavar="NAME=MODEL[,ADAPTER]",
+            help="Preset: the model of one variant, e.g. of an ablation. Repeat it.",
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            metavar="on|off|both",
+            help="Without a preset: write a memory from each prompt, or not, or compare the two. "
+            "Default: off.",
+        ),
+    ] = None,
+    tiny: Annotated[
+        bool,
+        typer.Option("--tiny", help="Preset: its generated tasks, for the quickstart's models."),
+    ] = False,
+    num_samples: Annotated[
+        int | None,
+        typer.Option(
+            "--num-samples", "-n", help="Documents per task. Default: as many as the paper scores."
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Seeds of documents and memories, e.g. 0,1,2.")
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(help="Requests answered together; changes no answer.")
+    ] = 8,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of the results; a killed run goes on there."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="ARM", help="Evaluate this arm only. Repeat it."),
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a setting, e.g. sources.babi=DIR, sampling.threshold=0.9, memory.rank=8.",
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="This process's share of the requests, e.g. 0/4; torchrun sets it by itself.",
+        ),
+    ] = None,
+    dtype: options.Dtype = "auto",
+    quantization: options.Quantization = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete an evaluation that is in the folder.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check everything, count the requests, answer none."),
+    ] = False,
+    show_list: Annotated[
+        bool, typer.Option("--list", help="Show tasks, groups and presets, and exit.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+) -> None:
+    """Score a model on TASKs, or the arms of a preset; `memdlm report FOLDER` draws the page.
+
+    What a killed run has answered is kept: the same command goes on. Under torchrun the processes
+    share the requests.
+    """
+    from memdlm.cli.quiet import silence_libraries
+
+    silence_libraries()
+
+    from memdlm.cli.evaluation_run import EvaluationRequest, run_request, show_list_of_tasks
+
+    if show_list:
+        show_list_of_tasks()
+        return
+    run_request(
+        EvaluationRequest(
+            tasks=tuple(tasks or ()),
+            preset=preset,
+            model=model,
+            adapter=adapter,
+            standard=standard,
+            arms=tuple(arms or ()),
+            memory=memory,
+            tiny=tiny,
+            num_samples=num_samples,
+            seeds=seeds,
+            batch_size=batch_size,
+            output=output,
+            only=tuple(only or ()),
+            assignments=tuple(assignments or ()),
+            shard=shard,
+            dtype=dtype,
+            quantization=quantization,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            quiet=quiet,
+        )
+    )
