@@ -9,9 +9,9 @@ What is cut, in every layer, head and forward (K the needle's columns, all of th
     all      no row outside of K looks at K. Nothing that depends on the needle's tokens then
              reaches any row outside of it but their number, which places the others.
 
-The needle's own rows look at everything in both. Attention is the only way between positions: norms,
-feed-forward layers, routers and heads work token by token. A memory is no position, so what it has
-learnt from the needle stays. Shapes: B rows, T canvas, Q tokens of a forward, K visible columns.
+The needle's own rows look at everything in both. Attention is the only way between positions:
+norms, feed-forward layers, routers and heads work token by token. A memory is no position, so what
+it has learnt from the needle stays. Shapes: B rows, Q tokens of a forward, K visible columns.
 """
 
 from collections.abc import Sequence

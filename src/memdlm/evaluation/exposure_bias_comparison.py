@@ -7,9 +7,8 @@ A cell that is there and was made with the same settings is not measured again; 
 settings is never mixed in. Knows no figure and no command line.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,22 @@ from torch import Tensor
 
 from memdlm.data.config import CHAT_TEMPLATE
 from memdlm.data.encoding import Example
-from memdlm.errors import CheckpointError, ConfigError, UsageError
+from memdlm.errors import ConfigError, UsageError
 from memdlm.evaluation.config import Arm
 from memdlm.evaluation.exposure_bias import measure_bias_sums
 from memdlm.evaluation.exposure_bias_results import BiasSums, curve_record, pair_records
-from memdlm.evaluation.loaded import LoadedModel, arm_tokenizer, by_model, check_arms, load_arm
-from memdlm.evaluation.records import differences
+from memdlm.evaluation.loaded import (
+    LoadedModel,
+    arm_tokenizer,
+    by_model,
+    check_arms,
+    load_arm,
+    memory_settings,
+)
+from memdlm.evaluation.measured_cells import FORMAT, plain, read_cell, write_cell
 from memdlm.evaluation.samples import Sample, check_context, encode_samples, ids_hash
-from memdlm.files import write_text
 from memdlm.uncertainty import NUM_RESAMPLES
 
-FORMAT = 1
 CELLS = "exposure_bias"
 RESULT = "exposure_bias.json"
 # The paper's Figure 3.
@@ -133,13 +137,14 @@ def compare_exposure_bias(
         loaded = load_arm(group[0])
         check_context(samples, encoded, loaded.context_length, num_slots)
         for arm in group:
-            facts = {**loaded.identity, **common, **_memory_settings(arm)}
+            facts = {**loaded.identity, **common, **memory_settings(arm)}
             path = output / CELLS / f"{arm.name}.json"
-            sums = _read(path, facts, overwrite)
-            if sums is None:
+            cell = read_cell(path, facts, overwrite)
+            if cell is None:
                 sums = _measure(loaded, arm, prompts, responses, settings, say)
-                _write(path, facts, sums)
+                write_cell(path, facts, _to_cell(sums))
             else:
+                sums = _of_cell(cell)
                 say(f"{arm.name}: measured before")
             measured[arm.name] = (sums, facts)
         del loaded
@@ -203,15 +208,6 @@ def _measure(
     return sums
 
 
-def _memory_settings(arm: Arm) -> dict[str, Any]:
-    """Return what of an arm's settings decides its numbers, as JSON gives it back."""
-    if not arm.memory.enabled:
-        return {"memory": {"enabled": False}}
-    plain = {"memory": asdict(arm.memory), "objective": asdict(arm.objective)}
-    found: dict[str, Any] = json.loads(json.dumps(plain))
-    return found
-
-
 def _describe(arm: Arm, facts: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": arm.name,
@@ -219,51 +215,25 @@ def _describe(arm: Arm, facts: Mapping[str, Any]) -> dict[str, Any]:
         "model": arm.model,
         "adapter": arm.adapter,
         "memory": arm.memory.enabled,
-        "settings": dict(facts),
+        "settings": plain(facts),
     }
 
 
-def _read(path: Path, facts: Mapping[str, Any], overwrite: bool) -> BiasSums | None:
-    """Return a cell of these settings; None where there is none, or one to replace."""
-    if not path.is_file():
-        return None
-    try:
-        cell = json.loads(path.read_text(encoding="utf-8"))
-        if cell["format"] != FORMAT:
-            raise ValueError("it is of another format")
-        differing = differences(cell["settings"], dict(facts))
-        sums = BiasSums(
-            mask_ratio=tuple(cell["mask_ratio"]),
-            static_nll=np.array(cell["static_nll"], dtype=np.float64),
-            sequential_nll=np.array(cell["sequential_nll"], dtype=np.float64),
-            num_tokens=np.array(cell["num_tokens"], dtype=np.int64),
-            num_dropped=int(cell["num_dropped"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if overwrite:
-            return None
-        raise CheckpointError(
-            f"cannot read {path} ({' '.join(str(error).split())}): delete it to measure it anew"
-        ) from error
-    if not differing:
-        return sums
-    if overwrite:
-        return None
-    raise UsageError(
-        f"{path} was measured with other settings ({'; '.join(differing[:3])}): replace it with "
-        "--overwrite, or choose another --output"
-    )
-
-
-def _write(path: Path, facts: Mapping[str, Any], sums: BiasSums) -> None:
-    cell = {
-        "format": FORMAT,
-        "settings": dict(facts),
+def _to_cell(sums: BiasSums) -> dict[str, Any]:
+    return {
         "mask_ratio": list(sums.mask_ratio),
         "num_dropped": sums.num_dropped,
         "num_tokens": sums.num_tokens.tolist(),
         "static_nll": sums.static_nll.tolist(),
         "sequential_nll": sums.sequential_nll.tolist(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(cell) + "\n")
+
+
+def _of_cell(cell: Mapping[str, Any]) -> BiasSums:
+    return BiasSums(
+        mask_ratio=tuple(cell["mask_ratio"]),
+        static_nll=np.array(cell["static_nll"], dtype=np.float64),
+        sequential_nll=np.array(cell["sequential_nll"], dtype=np.float64),
+        num_tokens=np.array(cell["num_tokens"], dtype=np.int64),
+        num_dropped=int(cell["num_dropped"]),
+    )

@@ -1,7 +1,7 @@
 """An arm's model and tokenizer, and what identifies them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,3 +102,10 @@ def check_arms(arms: Sequence[Arm]) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(f"two arms are called {twice}: name every arm once")
+
+
+def memory_settings(arm: Arm) -> dict[str, Any]:
+    """Return what of an arm's memory decides its numbers."""
+    if not arm.memory.enabled:
+        return {"memory": {"enabled": False}}
+    return {"memory": asdict(arm.memory), "objective": asdict(arm.objective)}
