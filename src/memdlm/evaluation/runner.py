@@ -17,19 +17,6 @@ from memdlm.backbones.adapters import base_of_adapter
 from memdlm.backbones.loading import default_device, load_model
 from memdlm.backbones.reading import read_config
 from memdlm.backbones.tokenizers import load_tokenizer
-from memdlm.evaluation.task_results import (
-    answer_task,
-    headline,
-    identity_of,
-    language_model,
-    task_settings,
-)
-    answer_cell,
-    cell_settings,
-    headline,
-    identity_of,
-    language_model,
-)
 from memdlm.evaluation.config import Arm, EvalConfig
 from memdlm.evaluation.estimate import Estimate
 from memdlm.evaluation.harness.progress import OnProgress
@@ -37,6 +24,13 @@ from memdlm.evaluation.harness.response_cache import ResponseCache
 from memdlm.evaluation.harness.sharding import Shard, ShareDone
 from memdlm.evaluation.prepared import PreparedTask, check_length, prepare, tokenizer_hash
 from memdlm.evaluation.records import CellKey, EvaluationFolder
+from memdlm.evaluation.task_results import (
+    answer_task,
+    headline,
+    identity_of,
+    language_model,
+    task_settings,
+)
 from memdlm.evaluation.tasks.table import expand, find_task
 from memdlm.memory.parametric_memory import unwrap
 

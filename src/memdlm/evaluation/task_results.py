@@ -1,4 +1,4 @@
-"""An arm's results on one task: answered by the harness, scored by lm-eval, with what decides them."""
+"""An arm's results on one task: answered by the harness, scored by lm-eval, and by what settings."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
