@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from memdlm.errors import UsageError
 from memdlm.evaluation.tasks.babilong import BABILONG
+from memdlm.evaluation.tasks.generated import GENERATED
 from memdlm.evaluation.tasks.longbench import LONGBENCH
 from memdlm.evaluation.tasks.ruler import RULER
 from memdlm.evaluation.tasks.task import BenchmarkTask, length_label, split_name
@@ -13,6 +14,7 @@ TASKS: dict[str, BenchmarkTask] = {
     **RULER,
     **BABILONG,
     **LONGBENCH,
+    **GENERATED,
 }
 
 # A group stands for its members, each of the group's length.
@@ -20,6 +22,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "ruler": tuple(RULER),
     "babilong": tuple(BABILONG),
     "longbench": tuple(LONGBENCH),
+    "generated": tuple(GENERATED),
 }
 
 # What others call a task.
