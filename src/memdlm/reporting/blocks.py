@@ -22,18 +22,18 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A paragraph; `kind` is empty, `note` (small print) or `warning` (to be seen first)."""
+    """A paragraph; `kind` is empty or `note` (small print)."""
 
     text: str
     kind: str = ""
 
 
 @dataclass(frozen=True)
-class Listing:
-    """A list of short texts; `kind` as that of a paragraph."""
+class Warnings:
+    """What has to be seen before all else: a lead and a list of texts."""
 
+    lead: str
     items: Sequence[str]
-    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Grid:
         header: Its columns.
         rows: Cells; the first one of a row names it.
         muted: Rows, by the text of their first cell, that are grey.
-        is_text: Whether cells hold texts (set to the left) and no numbers.
+        kind: `texts`, `tests`, `scores` or empty, as `page.table` has it.
     """
 
     header: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     muted: Sequence[str] = ()
-    is_text: bool = False
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Fold:
     blocks: Sequence["Block"]
 
 
-Block = Heading | Paragraph | Listing | Grid | Picture | Fold
+Block = Heading | Paragraph | Warnings | Grid | Picture | Fold
 
 
 @dataclass(frozen=True)
@@ -120,12 +120,14 @@ def _html(block: Block) -> str:
         case Heading(text, level):
             return f"<h{level}>{html.escape(text)}</h{level}>"
         case Paragraph(text, kind):
-            return f"<p{_class(kind)}>{html.escape(text)}</p>"
-        case Listing(items, kind):
+            look = f' class="{kind}"' if kind else ""
+            return f"<p{look}>{html.escape(text)}</p>"
+        case Warnings(lead, items):
             lines = "".join(f"<li>{html.escape(item)}</li>" for item in items)
-            return f"<ul{_class(kind)}>{lines}</ul>"
-        case Grid(header, rows, muted, is_text):
-            return table(header, rows, muted, is_text)
+            lead = f"<p><strong>{html.escape(lead)}</strong></p>"
+            return f'<div class="warning">{lead}<ul>{lines}</ul></div>'
+        case Grid(header, rows, muted, kind):
+            return table(header, rows, muted, kind)
         case Picture(_, png, alternative):
             return image(png, alternative)
         case Fold(summary, blocks):
@@ -133,21 +135,15 @@ def _html(block: Block) -> str:
             return f"<details><summary>{html.escape(summary)}</summary>\n{inner}\n</details>"
 
 
-def _class(kind: str) -> str:
-    return f' class="{kind}"' if kind else ""
-
-
 def _markdown(block: Block, files: Mapping[str, str]) -> str:
     match block:
         case Heading(text, level):
             return f"{'#' * level} {_marked(text)}"
-        case Paragraph(text, kind):
-            return f"> **Warning:** {_marked(text)}" if kind == "warning" else _marked(text)
-        case Listing(items, kind):
-            lines = [f"- {_marked(item)}" for item in items]
-            return (
-                "\n".join(f"> {line}" for line in lines) if kind == "warning" else "\n".join(lines)
-            )
+        case Paragraph(text, _):
+            return _marked(text)
+        case Warnings(lead, items):
+            lines = [f"**{_marked(lead)}**", "", *(f"- {_marked(item)}" for item in items)]
+            return "\n".join(f"> {line}".rstrip() for line in lines)
         case Grid(header, rows):
             lines = [_markdown_row(header), "|" + "---|" * len(header)]
             return "\n".join([*lines, *map(_markdown_row, rows)])

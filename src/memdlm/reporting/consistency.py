@@ -136,6 +136,12 @@ def _with_memory_everywhere(evaluation: Evaluation) -> dict[Key, dict[str, Any]]
     }
 
 
+def short_commit(commit: str) -> str:
+    """Return a commit as git shortens it, with what stands beside it."""
+    name, *rest = commit.split(" ")
+    return " ".join([name[:_HASH_LENGTH], *rest])
+
+
 class _Missing:
     """Stands for a setting that a result does not have."""
 
@@ -209,7 +215,7 @@ def _other_code(results: Mapping[Key, Result]) -> list[str]:
     for key, result in results.items():
         commits.setdefault(result.commit, []).append(_name(key))
     if len(commits) > 1:
-        each = "; ".join(f"{commit}: {_few(names)}" for commit, names in commits.items())
+        each = "; ".join(f"{short_commit(c)}: {_few(names)}" for c, names in commits.items())
         lines.append(f"the results were made by different commits ({each})")
     dirty = [name for commit, names in commits.items() if "dirty" in commit for name in names]
     if dirty:

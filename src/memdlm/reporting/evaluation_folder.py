@@ -28,9 +28,7 @@ class EvaluationResults:
     @property
     def title(self) -> str:
         """Its heading."""
-        if self.evaluation is not None:
-            return self.evaluation.title
-        return f"{', '.join(found.title for found in self.measurements)}: {self.name}"
+        return self.name if self.evaluation is None else self.evaluation.title
 
     def part(self) -> Part:
         """Return its part of a page, figures drawn."""

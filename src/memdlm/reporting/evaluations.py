@@ -6,7 +6,7 @@ Every number of the paper that stands beside one of ours is printed there, not m
 import re
 from collections.abc import Sequence
 
-from memdlm.reporting.blocks import Block, Fold, Grid, Heading, Listing, Paragraph, Part, Picture
+from memdlm.reporting.blocks import Block, Fold, Grid, Heading, Paragraph, Part, Picture, Warnings
 from memdlm.reporting.comparisons import HEADER, Comparison, compare_all
 from memdlm.reporting.consistency import warnings
 from memdlm.reporting.page import Cell
@@ -26,18 +26,23 @@ _SCORES_NOTE = (
     "else over the means of its seeds. A group's score is the mean of its tasks' scores, each "
     "counting the same, and its n counts the samples of all of them."
 )
-_PAPER_NOTE = "Beside the paper's figure stands ours minus the paper's, in percentage points."
+_PAPER_NOTE = "Below the paper's figure stands ours minus the paper's, in percentage points."
 _TESTS_NOTE = (
     "Differences in percentage points, on the samples that both arms were asked. The interval is "
-    "the paired bootstrap's. `sign` is the exact sign test (McNemar) of right and wrong answers, "
-    "`sign flip` the permutation test of graded scores. p values are two-sided and are not "
-    "corrected for the number of comparisons: of twenty between equal arms, one is below 0.05."
+    "the paired bootstrap's. Right and wrong answers get the exact sign test (McNemar), graded "
+    "scores the sign-flip permutation test. p values are two-sided and are not corrected for the "
+    "number of comparisons: of twenty between equal arms, one on average is below 0.05."
 )
 
 
 def main_table(evaluation: Evaluation) -> tuple[list[str], list[list[Cell]]]:
-    """Return header and rows of the main table, whole."""
-    return table_rows(evaluation, columns(evaluation))
+    """Return header and rows of the main table, its longer side down, fit for a terminal."""
+    header, rows = table_rows(evaluation, columns(evaluation))
+    if len(header) - 1 <= len(rows):
+        return header, rows
+    turned = [list(cells) for cells in zip(*rows, strict=True)]
+    labels = [arm.label for arm in evaluation.arms]
+    return ["task", *labels], [[n, *c] for n, c in zip(header[1:], turned[1:], strict=True)]
 
 
 def evaluation_part(evaluation: Evaluation, prefix: str, more: Sequence[Block] = ()) -> Part:
@@ -67,16 +72,13 @@ def _opening(evaluation: Evaluation) -> list[Block]:
         blocks.append(Paragraph(f"{of}folder {evaluation.name}, made by: {evaluation.command}"))
     found = warnings(evaluation)
     if found:
-        blocks += [
-            Paragraph("Before you compare these numbers:", "warning"),
-            Listing(found, "warning"),
-        ]
+        blocks.append(Warnings("Before you compare these numbers:", found))
     return blocks
 
 
 def _arms(evaluation: Evaluation) -> list[Block]:
     rows = [[arm.label, arm.name, *_model(arm)] for arm in evaluation.arms]
-    grid = Grid(["arm", "name", "model", "adapter", "memory"], rows, is_text=True)
+    grid = Grid(["arm", "name", "model", "adapter", "memory"], rows, kind="texts")
     if len(rows) <= _ARMS_IN_SIGHT:
         return [grid]
     return [Fold(f"The {len(rows)} arms: models, adapters, memories", [grid])]
@@ -100,6 +102,8 @@ def _scores(evaluation: Evaluation, prefix: str) -> list[Block]:
     if found:
         backbones = sorted({figure.backbone for figure in found if figure.backbone})
         on = f" The paper measured on {' and '.join(backbones)}." if backbones else ""
+        if any(figure.low != figure.high for figure in found):
+            on += " Where it prints a range only, the difference is that from the nearer end."
         notes.append(f"{_PAPER_NOTE}{on} Source: {paper_tables()['source']}.")
     elif evaluation.preset:
         notes.append("The paper has no figures for these columns.")
@@ -112,12 +116,21 @@ def _scores(evaluation: Evaluation, prefix: str) -> list[Block]:
 def _tables(
     evaluation: Evaluation, shown: Sequence[Column], metric: str | None = None
 ) -> list[Block]:
+    """Return tables of as many columns as fit."""
+    return _cut(*table_rows(evaluation, shown, metric))
+
+
+def _cut(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[Block]:
     """Return tables of as many columns as fit, about the same number in each."""
-    num_tables = -(-len(shown) // _COLUMNS_OF_A_TABLE)
-    width = -(-len(shown) // max(1, num_tables))
+    num_tables = max(1, -(-(len(header) - 1) // _COLUMNS_OF_A_TABLE))
+    width = -(-(len(header) - 1) // num_tables)
     return [
-        Grid(*table_rows(evaluation, shown[start : start + width], metric))
-        for start in range(0, len(shown), width)
+        Grid(
+            [header[0], *header[start : start + width]],
+            [[row[0], *row[start : start + width]] for row in rows],
+            kind="scores",
+        )
+        for start in range(1, len(header), width)
     ]
 
 
@@ -159,7 +172,7 @@ def _tests(evaluation: Evaluation) -> list[Block]:
 
 
 def _test_table(tests: Sequence[Comparison]) -> Grid:
-    return Grid(HEADER, [test.cells() for test in tests], is_text=True)
+    return Grid(HEADER, [test.cells() for test in tests], kind="tests")
 
 
 def _paper(evaluation: Evaluation) -> list[Block]:
@@ -170,6 +183,5 @@ def _paper(evaluation: Evaluation) -> list[Block]:
         return [Paragraph(f"The paper's Figure 3: {sentence}.", "note")]
     if table is None:
         return []
-    header, rows = table
     source = Paragraph(f"Source: {paper_tables()['source']}.", "note")
-    return [Fold("The paper's own table", [Grid(header, rows), source])]
+    return [Fold("The paper's own table", [*_cut(*table), source])]

@@ -3,11 +3,12 @@
 import io
 from typing import Any
 
-_PANELS_IN_A_ROW = 3
+# Panels in a row, for as many panels as there may be; three for more.
+_PANELS_IN_A_ROW = {1: 1, 2: 2, 4: 2}
 
 
 def figure(num_panels: int = 1, height: float = 3.6) -> tuple[Any, list[Any]]:
-    """Return a matplotlib figure and its panels, side by side, in rows of three.
+    """Return a matplotlib figure and its panels, side by side, in rows of three at most.
 
     Args:
         num_panels: How many.
@@ -16,10 +17,11 @@ def figure(num_panels: int = 1, height: float = 3.6) -> tuple[Any, list[Any]]:
     # The object interface: no global state and no display needed.
     from matplotlib.figure import Figure
 
-    num_rows = -(-num_panels // _PANELS_IN_A_ROW)
+    in_a_row = _PANELS_IN_A_ROW.get(num_panels, 3)
+    num_rows = -(-num_panels // in_a_row)
     width = 7.5 if num_panels == 1 else 11.0
     made = Figure(figsize=(width, height * num_rows), layout="constrained")
-    grid = made.subplots(num_rows, min(num_panels, _PANELS_IN_A_ROW), squeeze=False)
+    grid = made.subplots(num_rows, in_a_row, squeeze=False)
     panels = list(grid.flat)
     for axes in panels[num_panels:]:
         axes.set_visible(False)

@@ -108,12 +108,12 @@ class Measurement:
         models = [[label, *(arm.text(name) or "none" for name in ("model", "adapter"))]
                   for label, arm in zip(labels, arms, strict=True)]  # fmt: skip
         inner: list[Block] = [
-            Grid(["", ""], facts, is_text=True),
-            Grid(["arm", "model", "adapter"], models, is_text=True),
+            Grid(["", ""], facts, kind="texts"),
+            Grid(["arm", "model", "adapter"], models, kind="texts"),
         ]
         if settings:
             rows = [[name, *texts] for name, texts in settings.items()]
-            inner.append(Grid(["setting", *labels], rows, is_text=True))
+            inner.append(Grid(["setting", *labels], rows, kind="texts"))
         return [Fold(f"Where the numbers come from: {self.record.path.name}", inner)]
 
 

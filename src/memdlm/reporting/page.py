@@ -27,9 +27,17 @@ thead th { border-bottom: 2px solid #222; } tbody tr { border-bottom: 1px solid 
 .note { color: #555; } code { background: #f3f3f3; padding: .1rem .3rem; }
 pre { background: #f3f3f3; padding: .8rem; overflow-x: auto; font-size: .85rem; }
 td small { display: block; color: #666; font-size: .78rem; line-height: 1.35; white-space: nowrap; }
-td { vertical-align: top; } .texts th, .texts td { text-align: left; font-size: .85rem; }
-.warning { background: #fdecea; border-left: 5px solid #c0281c; padding: .6rem 1rem; }
-ul.warning { padding-left: 2.2rem; } ul.note { font-size: .9rem; }
+th { vertical-align: bottom; } td { vertical-align: top; }
+.texts th, .texts td { text-align: left; font-size: .85rem; padding: .3rem .6rem; }
+.texts td { min-width: 6.5rem; }
+.tests th, .tests td { text-align: left; font-size: .85rem; padding: .3rem .6rem; }
+.tests td { white-space: nowrap; }
+.tests td:nth-child(2), .tests td:nth-child(3) { white-space: normal; }
+.scores th, .scores td { padding: .3rem .45rem; }
+.scores td:first-child { white-space: normal; min-width: 8rem; }
+.warning { background: #fdecea; border-left: 5px solid #c0281c; padding: .2rem 1rem;
+           margin-bottom: 1.2rem; }
+.warning li { overflow-wrap: anywhere; }
 details { margin: .8rem 0; } summary { cursor: pointer; color: #1d5fa8; }
 """
 
@@ -57,19 +65,32 @@ def table(
     header: Sequence[str],
     rows: Sequence[Sequence[Cell]],
     muted: Sequence[str] = (),
-    is_text: bool = False,
+    kind: str = "",
 ) -> str:
-    """Return a table; rows whose first cell is in `muted` are grey, texts are set to the left."""
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    """Return a table.
+
+    Args:
+        header: Its columns.
+        rows: Its cells; the first one of a row names it.
+        muted: Rows, by their first cell, that are grey.
+        kind: `texts` are set to the left and small, `tests` as well but on one line, `scores` close
+            together; empty otherwise.
+    """
+    head = "".join(f"<th>{_breakable(cell)}</th>" for cell in header)
     lines = []
     for row in rows:
-        kind = ' class="muted"' if row[0] in muted else ""
-        lines.append(f"<tr{kind}>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>")
-    kind = ' class="texts"' if is_text else ""
+        grey = ' class="muted"' if row[0] in muted else ""
+        lines.append(f"<tr{grey}>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>")
+    look = f' class="{kind}"' if kind else ""
     return (
-        f'<div class="wide"><table{kind}><thead><tr>{head}</tr></thead>'
+        f'<div class="wide"><table{look}><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def _breakable(name: str) -> str:
+    """Return a column's name, which may be wider than its numbers and break where it has parts."""
+    return html.escape(name).replace("_", "_<wbr>").replace("@", "<wbr>@")
 
 
 def _cell(cell: Cell) -> str:

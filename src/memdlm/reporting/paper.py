@@ -57,7 +57,8 @@ class PaperFigure:
     @property
     def text(self) -> str:
         """The figure as it is printed."""
-        return f"{self.low:g}" if self.low == self.high else f"{self.low:g} to {self.high:g}"
+        low, high = _printed(self.low), _printed(self.high)
+        return low if low == high else f"{low} to {high}"
 
     def difference(self, percent: float) -> float:
         """Return ours - theirs; of a range, the distance to its nearer end, 0 within it."""
@@ -133,7 +134,7 @@ def paper_table(preset: str | None) -> tuple[list[str], list[list[str]]] | None:
         found = [[name, _percent(fraction)] for name, fraction in names.items()]
     else:
         return None
-    rows = [[name, *(f"{score:g}" for score in scores)] for name, *scores in found]
+    rows = [[name, *map(_printed, scores)] for name, *scores in found]
     return ["arm", *columns], rows
 
 
@@ -167,6 +168,11 @@ def _canonical(column: str) -> str:
     """Return one spelling of a column's name."""
     base, at, length = column.removeprefix("longbench_").partition("@")
     return f"{_ALIASES.get(base, base)}{at}{length}"
+
+
+def _printed(score: float) -> str:
+    """Return a score with one digit, or with two where the paper has two."""
+    return f"{score:.2f}".removesuffix("0")
 
 
 def _percent(fraction: float) -> float:

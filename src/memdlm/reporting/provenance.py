@@ -3,8 +3,17 @@
 from collections.abc import Mapping, Sequence
 
 from memdlm.reporting.blocks import Block, Fold, Grid, Heading, Paragraph
-from memdlm.reporting.consistency import arm_differences, common_settings, task_differences
+from memdlm.reporting.consistency import (
+    arm_differences,
+    common_settings,
+    short_commit,
+    task_differences,
+)
 from memdlm.reporting.results import Evaluation, Result
+
+# So many columns of settings fit a page.
+_ARMS_ACROSS = 4
+_SETTINGS_ACROSS = 6
 
 
 def provenance_blocks(evaluation: Evaluation) -> list[Block]:
@@ -13,11 +22,10 @@ def provenance_blocks(evaluation: Evaluation) -> list[Block]:
     if not results:
         return []
     differing = arm_differences(evaluation)
-    labels = [arm.label for arm in evaluation.arms]
     blocks: list[Block] = [Heading("Settings in which the arms differ")]
     if differing:
-        rows = [[name, *values] for name, values in differing.items()]
-        blocks += _cut(["setting", *labels], rows)
+        labels = [arm.label for arm in evaluation.arms]
+        blocks += _side_by_side(labels, differing)
     else:
         blocks.append(Paragraph("None: the arms differ in nothing that a result says of itself."))
     blocks.append(
@@ -26,35 +34,47 @@ def provenance_blocks(evaluation: Evaluation) -> list[Block]:
     return blocks
 
 
-def _cut(header: list[str], rows: Sequence[Sequence[str]], width: int = 6) -> list[Block]:
-    """Return tables of so many columns at most, each with the first column."""
-    return [
-        Grid(
-            [header[0], *header[start : start + width]],
-            [[row[0], *row[start : start + width]] for row in rows],
-            is_text=True,
-        )
-        for start in range(1, len(header), width)
-    ]
+def _side_by_side(labels: Sequence[str], settings: Mapping[str, Sequence[str]]) -> list[Block]:
+    """Return the settings of a few arms down and the arms across; of many, the other way round."""
+    if len(labels) <= _ARMS_ACROSS:
+        rows = [[name, *values] for name, values in settings.items()]
+        return [Grid(["setting", *labels], rows, kind="texts")]
+    names = list(settings)
+    blocks: list[Block] = []
+    for start in range(0, len(names), _SETTINGS_ACROSS):
+        shown = names[start : start + _SETTINGS_ACROSS]
+        rows = [
+            [label, *(settings[name][index] for name in shown)]
+            for index, label in enumerate(labels)
+        ]
+        blocks.append(Grid(["arm", *shown], rows, kind="texts"))
+    return blocks
 
 
 def _details(evaluation: Evaluation) -> list[Block]:
     results = list(evaluation.results.values())
-    commands = _numbered("C", [result.command for result in results])
-    versions = _numbered("V", [_versions(result.versions) for result in results])
+    origins: dict[tuple[str, ...], str] = {}
+    for result in results:
+        origins.setdefault(_origin(result), f"O{len(origins) + 1}")
     blocks: list[Block] = [
         Heading("Result files", 4),
         Grid(
-            ["file", "samples", "model", "commit", "command", "versions", "SHA-256 of the file"],
-            [_row(result, commands, versions) for result in results],
-            is_text=True,
+            ["file", "samples", "commit", "origin", "SHA-256 of the file"],
+            [_row(result, origins) for result in results],
+            kind="texts",
         ),
-        Heading("Commands", 4),
-        Grid(["", "command"], [[n, text] for text, n in commands.items()], is_text=True),
-        Heading("Versions", 4),
-        Grid(["", "versions"], [[n, text] for text, n in versions.items()], is_text=True),
+        Heading("Origins", 4),
+        Grid(
+            ["", "command", "commit", "model and adapter", "versions"],
+            [[name, *origin] for origin, name in origins.items()],
+            kind="texts",
+        ),
         Heading("Settings that all results share", 4),
-        Grid(["setting", "value"], list(map(list, common_settings(evaluation).items())), (), True),
+        Grid(
+            ["setting", "value"],
+            [[name, value] for name, value in common_settings(evaluation).items()],
+            kind="texts",
+        ),
     ]
     by_task = task_differences(evaluation)
     if by_task:
@@ -63,28 +83,18 @@ def _details(evaluation: Evaluation) -> list[Block]:
             Grid(
                 ["setting", "value", "tasks"],
                 [[name, *pair] for name, pairs in by_task.items() for pair in pairs],
-                is_text=True,
+                kind="texts",
             ),
         ]
     return blocks
 
 
-def _row(result: Result, commands: Mapping[str, str], versions: Mapping[str, str]) -> list[str]:
-    return [
-        result.path,
-        f"{len(result.samples):,}",
-        result.model,
-        result.commit,
-        commands[result.command],
-        versions[_versions(result.versions)],
-        result.digest,
-    ]
+def _row(result: Result, origins: Mapping[tuple[str, ...], str]) -> list[str]:
+    name, count = result.path, f"{len(result.samples):,}"
+    return [name, count, short_commit(result.commit), origins[_origin(result)], result.digest]
 
 
-def _numbered(letter: str, texts: Sequence[str]) -> dict[str, str]:
-    """Return text -> a short name, in order of appearance."""
-    return {text: f"{letter}{n}" for n, text in enumerate(dict.fromkeys(texts), start=1)}
-
-
-def _versions(versions: Mapping[str, object]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
+def _origin(result: Result) -> tuple[str, ...]:
+    """Return command, commit, model and versions, which many results share."""
+    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+    return result.command, result.commit, result.model, versions

@@ -77,7 +77,7 @@ def _over_lengths(evaluation: Evaluation, families: dict[str, list[Column]]) -> 
         for index, arm in enumerate(evaluation.arms):
             scores = [score(evaluation, arm, column) for column in columns]
             _line(axes, range(len(columns)), scores, arm.label, index)
-            has_paper |= any(each.paper is not None for each in scores)
+            has_paper |= any(_has_point(each) for each in scores)
         axes.set_title(plain(base), fontsize=10)
         axes.set_xticks(range(len(columns)), [column.length for column in columns])
         axes.set_xlabel("length")
@@ -102,10 +102,15 @@ def _line(
         label=plain(label),
         **look_of_it,
     )
-    theirs = [(x, s.paper) for x, s in zip(places, scores, strict=True) if s.paper is not None]
-    middles = [(paper.low + paper.high) / 2 for _, paper in theirs]
-    axes.plot([x for x, _ in theirs], middles, ls="--", lw=1, marker="D", ms=3.5, mfc="none",
-              alpha=0.7, color=look_of_it["color"])  # fmt: skip
+    theirs = [(x, s.paper.low) for x, s in zip(places, scores, strict=True)
+              if s.paper is not None and _has_point(s)]  # fmt: skip
+    axes.plot(*zip(*theirs, strict=True) if theirs else ([], []), ls="--", lw=1, marker="D", ms=3.5,
+              mfc="none", alpha=0.7, color=look_of_it["color"])  # fmt: skip
+
+
+def _has_point(each: Score) -> bool:
+    """Tell whether the paper has a figure for this one, and not a range."""
+    return each.paper is not None and each.paper.low == each.paper.high
 
 
 def _ablation_bars(evaluation: Evaluation, shown: Sequence[Column]) -> bytes:

@@ -72,10 +72,9 @@ class Score:
         """Return the cell: the score, what it rests on, and the paper's beside it."""
         lines = [self._score(), *self._basis()]
         if self.paper is not None:
-            difference = ""
+            lines.append(f"paper {self.paper.text}")
             if self.percent is not None:
-                difference = f", {self.paper.difference(self.percent):+.1f}"
-            lines.append(f"paper {self.paper.text}{difference}")
+                lines.append(f"diff {self.paper.difference(self.percent):+.1f}")
         return tuple(lines)
 
     def _score(self) -> str:
