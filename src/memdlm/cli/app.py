@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "plan": "plan",
     "sweep": "sweep",
     "exposure-bias": "exposure_bias",
+    "probe": "probe",
     "report": "report",
     "eval": "eval",
     "generate": "generate",

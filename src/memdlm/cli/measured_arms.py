@@ -124,14 +124,14 @@ def say_on_error(quiet: bool) -> Callable[[str], None]:
     return say
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table on standard output; numbers to the right."""
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], num_labels: int = 1) -> None:
+    """Print a table on standard output; all but the first `num_labels` columns are numbers."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table()
     for index, cell in enumerate(header):
-        table.add_column(cell, justify="left" if index == 0 else "right")
+        table.add_column(cell, justify="left" if index < num_labels else "right")
     for row in rows:
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 130, markup=False).print(table)
