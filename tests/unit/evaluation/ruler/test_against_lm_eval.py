@@ -128,3 +128,10 @@ def test_prompts_and_answers_are_lm_evals(
     generation = our_task.config.generation_kwargs
     assert generation["max_gen_toks"] == their_task.config.generation_kwargs["max_gen_toks"]
     assert generation["until"] == their_task.config.generation_kwargs["until"]
+
+
+@pytest.mark.parametrize("name", ["niah_multikey_2", "ruler_vt", "ruler_cwe", "ruler_fwe"])
+def test_another_seed_is_the_seeds_that_its_docstring_says(
+    name: str, theirs: Callable[..., tuple[Any, list[str]]], make: Callable[..., dict[str, Any]]
+) -> None:
+    assert prompts(make(name, 1500, seed=3))[1] == theirs(name, 1500, 3)[1]
