@@ -6,6 +6,7 @@ import pytest
 
 from memdlm.data.tasks import TaskConfig, generate_examples, vocabulary
 from memdlm.data.tokenizer import build_word_tokenizer
+from memdlm.errors import DataError
 from memdlm.evaluation.tasks.generated import GENERATED, NAMES
 from memdlm.evaluation.tasks.table import expand, find_task
 from memdlm.evaluation.tasks.task import TaskRequest, TaskSources, as_lm_eval_task
@@ -70,3 +71,10 @@ def test_every_task_builds_at_the_shortest_length_and_at_four_times_the_quicksta
             assert len(task.eval_docs) == 5
             words = task.eval_docs[0]["prompt"].split() + task.eval_docs[0]["completion"].split()
             assert length - 4 < len(words) <= length
+
+
+def test_a_tokenizer_that_cannot_encode_the_task_is_refused() -> None:
+    tokenizer = build_word_tokenizer(["amber keeps"])
+    made = TaskRequest("generated_single_needle@96", tokenizer, 96, 5, 0, TaskSources())
+    with pytest.raises(DataError, match=r"^generated_single_needle@96: the tokenizer does not"):
+        GENERATED["generated_single_needle"].build(made)

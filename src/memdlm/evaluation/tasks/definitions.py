@@ -1,17 +1,18 @@
-"""lm-eval's own task definitions, read without its task manager, and data handed back to them.
+"""lm-eval's own task definitions, read without its task manager, and our documents in their place.
 
 The manager would fetch a task's data from the hub when it loads the task; here only the YAML file
-is read, and our documents take the data set's place.
+is read.
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from memdlm.errors import UsageError
-from memdlm.evaluation.tasks.task import with_harness
+from memdlm.data.tokenizer import check_encodable
+from memdlm.errors import DataError, UsageError
+from memdlm.evaluation.tasks.task import TaskRequest, with_harness
 
 
 def read_definition(folder: str, name: str) -> dict[str, Any]:
@@ -76,3 +77,22 @@ def test_split(documents: Sequence[Mapping[str, Any]]) -> Callable[..., dict[str
     split = datasets.Dataset.from_list([dict(document) for document in documents])
     # lm-eval passes a task's metadata, which says nothing that the documents do not hold.
     return lambda **_: {"test": split}
+
+
+def check_known(request: TaskRequest, texts: Iterable[str]) -> None:
+    """Refuse texts that the model cannot read.
+
+    Raises:
+        DataError: The tokenizer does not know a word; it names the task and the words.
+    """
+    tokenizer = request.tokenizer
+    for text in texts:
+        ids: Any = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if tokenizer.unk_token_id is None or tokenizer.unk_token_id not in ids:
+            continue
+        try:
+            if tokenizer.is_fast:
+                check_encodable(tokenizer, text)
+            raise DataError("the tokenizer does not know all words of the task; use another")
+        except DataError as error:
+            raise DataError(f"{request.name}: {error}") from error

@@ -6,7 +6,7 @@ Documents are the held-out rows that the quickstart evaluates on: the same ones,
 
 from typing import Any
 
-from memdlm.evaluation.tasks.definitions import test_split
+from memdlm.evaluation.tasks.definitions import check_known, test_split
 from memdlm.evaluation.tasks.task import BenchmarkTask, TaskRequest
 
 # Written out, as `memdlm.data.tasks` needs torch and the table of tasks is read without it.
@@ -38,6 +38,7 @@ def build(request: TaskRequest, name: str) -> dict[str, Any]:
 
     Raises:
         ConfigError: The length cannot hold the task's facts.
+        DataError: The tokenizer does not know a word.
     """
     from memdlm.data.tasks import chance_level, score_text
 
@@ -54,6 +55,7 @@ def build(request: TaskRequest, name: str) -> dict[str, Any]:
         }
         for example in examples(request, name)
     ]
+    check_known(request, [f"{row['prompt']} {row['completion']}" for row in documents])
     encoded: Any = request.tokenizer(
         [str(document["completion"]) for document in documents], add_special_tokens=False
     )

@@ -6,7 +6,7 @@ from typing import Any
 from memdlm.data.readers import read_records
 from memdlm.errors import DataError
 from memdlm.evaluation.tasks.babilong.scoring import LABELS, only_label
-from memdlm.evaluation.tasks.definitions import read_definition, with_documents
+from memdlm.evaluation.tasks.definitions import check_known, read_definition, with_documents
 from memdlm.evaluation.tasks.task import (
     BenchmarkTask,
     TaskRequest,
@@ -32,8 +32,8 @@ def build(request: TaskRequest, task: str) -> dict[str, Any]:
     are made to fit the length; see `memdlm.evaluation.tasks.babilong.local`.
 
     Raises:
-        DataError: Data is missing, unreadable or too short; or the hub lacks the length or cannot
-            be reached.
+        DataError: Data is missing, unreadable or too short; the hub lacks the length or cannot be
+            reached; or the tokenizer does not know a word.
     """
     definition = read_definition("babilong", f"babilong_{task}")
     definition.pop("metadata", None)
@@ -49,14 +49,15 @@ def build(request: TaskRequest, task: str) -> dict[str, Any]:
         for metric in ("acc", "strict")
     ]
     definition["generation_kwargs"] |= {"max_gen_toks": MAX_NEW_TOKENS}
+    write_prompt = _prompt_writer(definition, request.name)
     if request.sources.babi is None:
         documents = _read_hub(request, task)
     else:
         # Lazy: it needs torch, and the table of tasks is read by commands that do not.
         from memdlm.evaluation.tasks.babilong.local import make_documents
 
-        write_prompt = _prompt_writer(definition, request.name)
         documents = make_documents(request, task, MAX_NEW_TOKENS, write_prompt)
+    check_known(request, [f"{write_prompt(row)} {row['target']}" for row in documents])
     return with_documents(definition, request.name, documents)
 
 
