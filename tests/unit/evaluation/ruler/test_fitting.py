@@ -40,12 +40,9 @@ class Counter:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_size_is_that_of_a_scan_that_counts_every_document(seed: int) -> None:
-    def drawer(start: int) -> "list[int]":
-        rng = random.Random(start)
-        # A fixed part, some 4 tokens a unit, and chance of the order of its square root.
-        return [200 + round(4 * size + rng.gauss(0, 2) * size**0.5) for size in range(6000)]
-
-    numbers = drawer(seed)
+    rng = random.Random(seed)
+    # A fixed part, some 4 tokens a unit, and chance of the order of its square root.
+    numbers = [200 + round(4 * size + rng.gauss(0, 2) * size**0.5) for size in range(6000)]
     room, step = 500 + 700 * seed, (5, 10, 25)[seed % 3]
     scanned = step
     while numbers[scanned] + 1 <= room:
@@ -75,9 +72,10 @@ def test_a_size_never_exceeds_the_most() -> None:
     assert find_size(Words, Counter(), 51, step=10, most=55) == 55
 
 
-def test_documents_that_never_grow_end_the_search() -> None:
-    with pytest.raises(DataError, match="counts 1 tokens"):
-        find_size(lambda size: Words(0), Counter(), 100, step=10)
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_documents_that_never_grow_end_the_search(tokens: int) -> None:
+    with pytest.raises(DataError, match=f"counts {tokens} tokens in a document of more than 200"):
+        find_size(Words, lambda text: tokens, 100, step=10)
 
 
 def test_sizes_shrink_in_steps_and_then_one_by_one() -> None:

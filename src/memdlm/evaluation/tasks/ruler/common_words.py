@@ -2,8 +2,8 @@
 
 Hsieh et al., arXiv 2404.06654, section 3 (aggregation). lm-eval leaves room for a solved example,
 which its prompts do not contain. Where it can make documents these are the same. For a length that
-has no such room (512 tokens and less, by the tokenizer; lm-eval asks an empty list then) there is
-none, and the list is as long as the length allows.
+has no such room (about 1024 tokens and less, by the tokenizer; lm-eval writes an empty list then)
+none is left, and the list is as long as the length allows.
 """
 
 from collections.abc import Callable, Sequence

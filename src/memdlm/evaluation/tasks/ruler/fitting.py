@@ -110,23 +110,23 @@ def find_size(
         DataError: Documents grow and their number of tokens does not.
     """
     size = step if start is None else start
-    certainly_short = 0.0
+    next_counted = 0.0
     while True:
         draft = draw(size)
-        if size >= certainly_short:
+        if size >= next_counted:
             tokens = count(draft.solved())
             if tokens > room:
                 return size - step
             if tokens == room:
                 return size + step if most is None else min(size + step, most)
-            # Twice the tokens per unit so far, and a sixteenth for chance: before this size it
-            # cannot have grown past the limit.
-            certainly_short = size + (room - room // 16 - tokens) * size / (2 * tokens)
+            # Sizes before this one are taken to be within the limit: they are not counted. A miss
+            # would need text of twice the tokens per unit so far, or chance beyond a sixteenth.
+            next_counted = size + (room - room // 16 - tokens) * size / (2 * max(tokens, 1))
         if most is not None and size + step > most:
             return most
-        if size > 8 * room:
+        if size > 2 * room:
             raise DataError(
-                f"the tokenizer counts {tokens} tokens in a document of more than {8 * room} words "
+                f"the tokenizer counts {tokens} tokens in a document of more than {2 * room} words "
                 "or sentences; use one that encodes all of a text"
             )
         size += step

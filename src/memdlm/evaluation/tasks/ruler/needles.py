@@ -2,7 +2,8 @@
 
 Hsieh et al., arXiv 2404.06654, section 3 (retrieval). The document counts towards a length, and the
 128 tokens of an answer, but not the beginning of the answer that the prompt ends with: up to some
-dozens of tokens more reach the model.
+dozens of tokens more reach the model. Essays are taken in steps of 500 words, so that a length of
+less than about 1024 tokens hides its needles in a handful of words. Both are lm-eval's ways.
 """
 
 import random
@@ -95,11 +96,15 @@ class NeedleDraft:
     query: str
     answers: list[str]
 
+    @property
+    def kind(self) -> str:
+        """What is asked for: `number` or `numbers`."""
+        return self.form.values.removesuffix("s") if self.form.is_single else self.form.values
+
     def text(self) -> str:
         """Return the document with its question."""
-        kind = self.form.values.removesuffix("s") if self.form.is_single else self.form.values
         template = _ONE if self.form.is_single else _SEVERAL
-        return template.format(kind=kind, context=self.context(), query=self.query)
+        return template.format(kind=self.kind, context=self.context(), query=self.query)
 
     def solved(self) -> str:
         """Return it with the values that are asked for."""
@@ -107,9 +112,8 @@ class NeedleDraft:
 
     def beginning(self) -> str:
         """Return the words that an answer begins with."""
-        kind = self.form.values.removesuffix("s") if self.form.is_single else self.form.values
         verb = "is" if self.form.is_single else "are"
-        return _BEGINNING.format(kind=kind, query=self.query, verb=verb)
+        return _BEGINNING.format(kind=self.kind, query=self.query, verb=verb)
 
 
 def needle_documents(
