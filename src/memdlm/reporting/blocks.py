@@ -151,7 +151,8 @@ def _markdown(block: Block, files: Mapping[str, str]) -> str:
             return f"![{_marked(alternative)}]({files[name]})"
         case Fold(summary, blocks):
             inner = "\n\n".join(_markdown(each, files) for each in blocks)
-            return f"<details><summary>{html.escape(summary)}</summary>\n\n{inner}\n\n</details>"
+            name = html.escape(" ".join(summary.split()))
+            return f"<details><summary>{name}</summary>\n\n{inner}\n\n</details>"
 
 
 def _markdown_row(cells: Sequence[Cell]) -> str:

@@ -37,6 +37,8 @@ _SAME_IN_ALL_TASKS = (
     "objective",
     "chat_template",
 )
+# What says how a memory is written, and nothing where there is none.
+_OF_MEMORY = ("memory", "objective")
 _SHOWN = 4
 _HASH_LENGTH = 12
 
@@ -57,6 +59,13 @@ def warnings(evaluation: Evaluation) -> list[str]:
     ]
     lines += _other_code(results)
     lines += _other_samples(evaluation)
+    cut = {key: result for key, result in results.items() if result.num_cut}
+    if cut:
+        count = sum(result.num_cut for result in cut.values())
+        lines.append(
+            f"{count:,} prompts were longer than the model's context and were cut in the middle "
+            f"({_few(_name(key) for key in cut)})"
+        )
     dropped = {key: result for key, result in results.items() if result.num_dropped}
     if dropped:
         count = sum(result.num_dropped for result in dropped.values())
@@ -123,15 +132,18 @@ def common_settings(evaluation: Evaluation) -> dict[str, str]:
 def _with_memory_everywhere(evaluation: Evaluation) -> dict[Key, dict[str, Any]]:
     """Return flat settings; where the memory is off, it has the settings that all others share."""
     flat = {key: flatten(result.settings) for key, result in evaluation.results.items()}
-    on = [values for values in flat.values() if values.get("memory.enabled") is not False]
+    on = [values for values in flat.values() if values.get("memory.enabled") is True]
     shared = {
         name: value
         for name, value in (on[0] if on else {}).items()
-        if name.startswith("memory.") and all(values.get(name) == value for values in on)
+        if name.partition(".")[0] in _OF_MEMORY and all(values.get(name) == value for values in on)
     }
-    shared.pop("memory.enabled", None)
+    shared["memory.enabled"] = False
     return {
-        key: values if values.get("memory.enabled") is not False else {**shared, **values}
+        key: values
+        if values.get("memory.enabled") is True
+        # A section that is off is null, or says so.
+        else {**{n: v for n, v in values.items() if n not in _OF_MEMORY}, **shared}
         for key, values in flat.items()
     }
 

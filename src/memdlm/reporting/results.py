@@ -70,6 +70,7 @@ class Result:
         metrics: Names of its metrics; the first is the main one.
         samples: Its documents.
         num_dropped: Samples whose memory was dropped.
+        num_cut: Samples whose prompt was cut to fit the model's context.
         digest: SHA-256 of the file.
         has_own_mean: Whether the mean that the file gives is that of its samples.
     """
@@ -83,6 +84,7 @@ class Result:
     metrics: tuple[str, ...]
     samples: Sequence[ScoredSample]
     num_dropped: int
+    num_cut: int
     digest: str
     has_own_mean: bool
 
@@ -223,6 +225,7 @@ def _result(path: Path, folder: Path) -> tuple[Result, tuple[str, str, int]]:
         metrics=tuple(names),
         samples=samples,
         num_dropped=sum(s.get("memory") == "dropped" for s in record.values["samples"]),
+        num_cut=sum(bool(s.get("num_dropped_tokens")) for s in record.values["samples"]),
         digest=digest,
         has_own_mean=abs(metrics.part(names[0]).number("value") - mean) <= _ROUNDING,
     )
