@@ -64,11 +64,15 @@ def word_tokenizer() -> Any:
 
 
 def piece_tokenizer() -> Any:
-    """Tokens of a few letters that reach over word boundaries, so that parts do not add up."""
-    from tokenizers import Tokenizer, models, trainers
+    """Tokens of a few letters that reach over words, so that parts do not add up to the whole.
+
+    Outer blanks are not counted either: sentences apart have fewer tokens than together.
+    """
+    from tokenizers import Tokenizer, models, normalizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Strip()
     trainer = trainers.BpeTrainer(
         vocab_size=300,
         show_progress=False,

@@ -52,7 +52,8 @@ class Background:
             if self.sizes[index] > budget:
                 words = self.sentences[index].split(" ")
                 # An estimate: whoever takes the sentences measures the result and drops words.
-                taken.append(" ".join(words[: len(words) * budget // self.sizes[index]]))
+                words = words[: len(words) * budget // self.sizes[index]]
+                taken += [" ".join(words)] if words else []
                 break
             taken.append(self.sentences[index])
             budget -= self.sizes[index]

@@ -110,12 +110,22 @@ def _fill(
     while True:
         rng = random.Random(derive_seed(seed, "facts"))
         document = _document(index, question, hide(question.facts, sentences, rng))
-        if not sentences or room(document) >= 0:
+        excess = -room(document)
+        if not sentences or excess <= 0:
             return document
-        # Tokens of sentences apart need not add up to those of the text: drop words from the end.
-        sentences[-1] = sentences[-1].rpartition(" ")[0]
-        if not sentences[-1]:
-            sentences.pop()
+        # Tokens of sentences apart need not add up to those of the text. Fewer words than tokens
+        # too many, so that the length is not undershot by much; more at once where it is far off.
+        sentences = _without_last_words(sentences, max(1, excess // 4))
+
+
+def _without_last_words(sentences: Sequence[str], count: int) -> list[str]:
+    kept = list(sentences)
+    while count > 0 and kept:
+        words = kept.pop().split(" ")
+        if len(words) > count:
+            kept.append(" ".join(words[:-count]))
+        count -= len(words)
+    return kept
 
 
 def _document(index: int, question: Question, text: Sequence[str]) -> dict[str, Any]:
