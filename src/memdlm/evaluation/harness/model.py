@@ -11,6 +11,7 @@ often the same request came before. It does not depend on the batch, on the othe
 process that computes it, or on a restart.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +33,6 @@ from memdlm.evaluation.harness.arguments import (
     with_assignments,
 )
 from memdlm.evaluation.harness.generating import GenerationRound
-from memdlm.evaluation.harness.greedy import GREEDY_CHECKS, NotChecked
 from memdlm.evaluation.harness.likelihood import LikelihoodConfig
 from memdlm.evaluation.harness.progress import OnProgress, ProgressReport
 from memdlm.evaluation.harness.requests import TRUNCATIONS
@@ -87,7 +87,6 @@ class DiffusionLM(LM):
         max_memory_bytes: int | None = None,
         truncation: str = "error",
         chat_template: str = "never",
-        greedy_check: str = "auto",
         cache: ResponseCache | str | Path | None = None,
         settings: Mapping[str, Any] | str | None = None,
         shard: Shard | str | None = None,
@@ -120,9 +119,6 @@ class DiffusionLM(LM):
             truncation: `error`, or `middle` to cut longer prompts as LongBench does.
             chat_template: `never` for raw prompts, as the paper evaluates, or `auto` to make each
                 prompt a user turn. lm-eval's own `apply_chat_template` needs `never`.
-            greedy_check: Whether `loglikelihood` finds out if the model would write a continuation
-                itself: `on`, `off`, or `auto` (documents with one request only, since choices are
-                compared by likelihood). Where it does not, using `is_greedy` is an error.
             cache: Folder of the response cache, or an open one; None to keep no answers.
             settings: Identity of the model, for the cache: JSON, or a text. Computed by default.
             shard: This process's share; `1/4` and `environment` (torchrun's) in words.
@@ -141,7 +137,7 @@ class DiffusionLM(LM):
         """
         super().__init__()
         is_given = isinstance(pretrained, nn.Module)
-        self._check(batch_size, max_batch_size, truncation, chat_template, greedy_check)
+        self._check(batch_size, max_batch_size, truncation, chat_template)
         configs = with_assignments(
             {
                 "sampling": sampling or SamplingConfig(),
@@ -200,7 +196,6 @@ class DiffusionLM(LM):
             settings=settings_hash(settings or ""),
             max_memory_bytes=max_memory_bytes,
         )
-        self._greedy_check = greedy_check
         self._device = next(model.parameters()).device
         self.tokenizer = tokenizer
         self.records: dict[tuple[str | None, int | None, int], list[AnswerRecord]] = {}
@@ -211,12 +206,10 @@ class DiffusionLM(LM):
         max_batch_size: int | None,
         truncation: str,
         chat_template: str,
-        greedy_check: str,
     ) -> None:
         for name, value, choices in (
             ("truncation", truncation, TRUNCATIONS),
             ("chat_template", chat_template, CHAT_TEMPLATE),
-            ("greedy_check", greedy_check, GREEDY_CHECKS),
         ):
             if value not in choices:
                 raise ConfigError(f"{name}: {value!r} is not one of {', '.join(choices)}")
@@ -240,20 +233,20 @@ class DiffusionLM(LM):
     def settings(self) -> dict[str, Any]:
         """What decides the answers besides the model and the requests, as JSON."""
         subject = self.subject
-        return {
+        likelihood = asdict(subject.likelihood)
+        del likelihood["batch_size"]  # decides no answer
+        facts = {
             "sampling": asdict(subject.sampling),
             "memory": None if subject.memory is None else asdict(subject.memory),
             "objective": asdict(subject.objective),
-            "likelihood": {
-                name: value
-                for name, value in asdict(subject.likelihood).items()
-                if name != "batch_size"  # decides no answer
-            },
+            "likelihood": likelihood,
             "seed": subject.seed,
             "max_length": subject.max_length,
             "truncation": subject.truncation,
             "chat_template": subject.chat_template,
         }
+        plain: dict[str, Any] = json.loads(json.dumps(facts))
+        return plain
 
     def answer(self, requests: Sequence[Any]) -> list[AnswerRecord]:
         """Answer lm-eval's instances of one request type; a record each, in order.
@@ -288,19 +281,15 @@ class DiffusionLM(LM):
         name = requests[0].request_type
         if name == "generate_until":
             return GenerationRound(self.subject, requests)
-        check = self._greedy_check if name == "loglikelihood" else "off"
-        return LikelihoodRound(self.subject, requests, name, check)
+        return LikelihoodRound(self.subject, requests, name)
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         """Return the text of every answer, cut at the first stop string; lm-eval's method."""
         return [str(record.response) for record in self.answer(requests)]
 
-    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool | NotChecked]]:
-        """Return bound and greedy check of every continuation; lm-eval's method."""
-        return [
-            (_value(record), NotChecked() if record.is_greedy is None else record.is_greedy)
-            for record in self.answer(requests)
-        ]
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        """Return every continuation's bound, and whether it is greedy; lm-eval's method."""
+        return [(_value(record), bool(record.is_greedy)) for record in self.answer(requests)]
 
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
         """Return the bound of every text, in windows of the context; lm-eval's method."""

@@ -14,7 +14,6 @@ import torch
 from memdlm.data.encoding import uses_template
 from memdlm.errors import DataError, UsageError
 from memdlm.evaluation.harness.answering import Job
-from memdlm.evaluation.harness.greedy import NotChecked, wants_greedy
 from memdlm.evaluation.harness.likelihood import likelihood_bounds
 from memdlm.evaluation.harness.requests import Prompt, encode, ids_hash, request_seed
 from memdlm.evaluation.harness.response_cache import Answer, answer_key
@@ -32,7 +31,6 @@ class _Pair:
     context: Prompt
     continuation: tuple[int, ...]
     occurrence: int
-    checks_greedy: bool
 
     @property
     def unit(self) -> tuple[tuple[int, ...], int]:
@@ -46,35 +44,36 @@ class LikelihoodRound:
     A rolling request is a whole text. It is scored in windows of the context, one behind the other,
     each given the token before it; the first is given the token that opens or ends a text.
 
+    lm-eval wants to know of every continuation whether the model would write it itself, also where
+    no metric of a task needs it. Continuations of one context and length share that decode, so that
+    choices of one token take one forward more, all together.
+
     Attributes:
         name: What lm-eval calls such requests.
         jobs: One per continuation, for `Answering`.
     """
 
-    def __init__(
-        self, subject: Subject, requests: Sequence[Any], name: str, greedy_check: str = "off"
-    ) -> None:
+    def __init__(self, subject: Subject, requests: Sequence[Any], name: str) -> None:
         """Read lm-eval's instances, with arguments (context, continuation) or (text,).
 
         Raises:
             DataError: A continuation is empty, or does not fit.
             UsageError: There is no context to write the memory from.
-            ConfigError: `greedy_check` is unknown.
         """
         self.subject, self.name = subject, name
-        checks = wants_greedy(requests, greedy_check)
+        self._checks_greedy = name == "loglikelihood"
         seen: Counter[tuple[tuple[int, ...], tuple[int, ...]]] = Counter()
         self._pairs: list[_Pair] = []
         # For each request the places of its pairs.
         self._spans: list[range] = []
-        for number, (request, check) in enumerate(zip(requests, checks, strict=True), start=1):
+        read = self._read_pair if self._checks_greedy else self._read_windows
+        for number, request in enumerate(requests, start=1):
             where = where_of(request, number)
-            read = self._read_pair if name == "loglikelihood" else self._read_windows
             start = len(self._pairs)
             for context, continuation in read(request.args, where):
                 occurrence = seen[context.ids, continuation]
                 seen[context.ids, continuation] += 1
-                self._pairs.append(_Pair(context, continuation, occurrence, check))
+                self._pairs.append(_Pair(context, continuation, occurrence))
             self._spans.append(range(start, len(self._pairs)))
         self.jobs = [self._job(pair) for pair in self._pairs]
 
@@ -137,11 +136,11 @@ class LikelihoodRound:
             "memory": subject.memory_facts(),
             "seed": subject.seed,
             "occurrence": pair.occurrence,
-            "greedy": self._greedy_sampling(size).decoder if pair.checks_greedy else None,
+            "greedy": self._greedy_sampling(size).decoder if self._checks_greedy else None,
         }
         num_samples = subject.likelihood.num_samples
         num_masks = num_samples if size > num_samples.bit_length() else 2**size - 1
-        num_forwards = min(num_samples, num_masks) + (size if pair.checks_greedy else 0)
+        num_forwards = min(num_samples, num_masks) + (size if self._checks_greedy else 0)
         length = len(pair.context.ids) + size
         return Job(
             key=answer_key(
@@ -225,24 +224,26 @@ class LikelihoodRound:
         memories: Sequence[ParametricMemory | None],
         divisor: int,
     ) -> list[bool | None]:
-        """Return whether the model writes each continuation itself; None where it is not asked."""
-        found: list[bool | None] = [None] * len(pairs)
-        sizes: dict[int, list[int]] = {}
+        """Return whether the model writes each continuation itself; None for whole texts."""
+        if not self._checks_greedy:
+            return [None] * len(pairs)
+        # What a model writes depends on context and length: one decode for all that share both.
+        firsts: dict[int, dict[Any, int]] = {}
         for place, pair in enumerate(pairs):
-            if pair.checks_greedy:
-                sizes.setdefault(len(pair.continuation), []).append(place)
-        for size, places in sizes.items():
+            firsts.setdefault(len(pair.continuation), {}).setdefault(pair.unit, place)
+        written: dict[tuple[Any, int], tuple[int, ...]] = {}
+        for size, places in firsts.items():
             answers = generate(
                 self.subject.model,
                 self.subject.tokenizer,
-                [contexts[place] for place in places],
+                [contexts[place] for place in places.values()],
                 self._greedy_sampling(size),
-                memories=[memories[place] for place in places],
+                memories=[memories[place] for place in places.values()],
                 batch_size=math.ceil(len(places) / divisor),
             )
-            for place, answer in zip(places, answers, strict=True):
-                found[place] = answer.token_ids == pairs[place].continuation
-        return found
+            for unit, answer in zip(places, answers, strict=True):
+                written[unit, size] = answer.token_ids
+        return [written[pair.unit, len(pair.continuation)] == pair.continuation for pair in pairs]
 
     def _greedy_sampling(self, size: int) -> SamplingConfig:
         """Return LLaDA's greedy suffix: the surest token in each step, all of them kept."""
@@ -264,7 +265,6 @@ def _state(memory: ParametricMemory) -> str:
 
 def _record(pairs: Sequence[_Pair], answers: Sequence[Answer]) -> AnswerRecord:
     """Return the record of a request, from its only pair or from its windows, which add up."""
-    is_greedy = answers[0]["is_greedy"]
     return AnswerRecord(
         prompt_sha256=ids_hash(pairs[0].context.ids),
         num_prompt_tokens=len(pairs[0].context.ids),
@@ -273,5 +273,5 @@ def _record(pairs: Sequence[_Pair], answers: Sequence[Answer]) -> AnswerRecord:
         memory=answers[0]["memory"],
         log_likelihood=sum(answer["value"] for answer in answers),
         standard_error=math.hypot(*(answer["standard_error"] for answer in answers)),
-        is_greedy=NotChecked() if is_greedy is None else is_greedy,
+        is_greedy=answers[0]["is_greedy"],
     )

@@ -8,7 +8,6 @@ from torch import nn
 
 from memdlm.data.encoding import encode_prompt, uses_template
 from memdlm.diffusion.objective import ObjectiveConfig
-from memdlm.evaluation.harness.greedy import NotChecked
 from memdlm.evaluation.harness.likelihood import LikelihoodConfig
 from memdlm.evaluation.harness.requests import Prompt, encode, fit_prompt
 from memdlm.memory.config import MemoryConfig
@@ -80,8 +79,8 @@ class AnswerRecord:
         response: What was generated, cut at the first stop string; None for a likelihood.
         log_likelihood: Bound in nats; None for a generation.
         standard_error: Of the bound; 0 where it is exact.
-        is_greedy: Whether the model writes this continuation itself; `NotChecked` where that was
-            not computed, None for a generation.
+        is_greedy: Whether the model writes this continuation itself, taking the surest token in
+            each step; None for a generation and for a whole text.
     """
 
     prompt_sha256: str
@@ -92,7 +91,7 @@ class AnswerRecord:
     response: str | None = None
     log_likelihood: float | None = None
     standard_error: float | None = None
-    is_greedy: bool | NotChecked | None = None
+    is_greedy: bool | None = None
 
 
 def where_of(request: Any, number: int) -> str:

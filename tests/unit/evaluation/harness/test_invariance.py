@@ -44,9 +44,9 @@ def test_likelihoods_do_not_depend_on_the_batch(family, memory) -> None:
     requests = choose(QUESTIONS)
     rows = [replace(FEW, batch_size=size) for size in (1, 7)]
     alone, together = (
-        DiffusionLM(
-            model, tokenizer, memory=memory, batch_size=size, likelihood=row, greedy_check="on"
-        ).answer(requests)
+        DiffusionLM(model, tokenizer, memory=memory, batch_size=size, likelihood=row).answer(
+            requests
+        )
         for size, row in zip((1, 16), rows, strict=True)
     )
     for one, other in zip(alone, together, strict=True):

@@ -150,7 +150,7 @@ def test_bad_arguments_are_named() -> None:
     model = make_model()
     with pytest.raises(ConfigError, match=r"likelihood.num_samples: 3 .* an even number"):
         LikelihoodConfig(num_samples=3)
-    with pytest.raises(ConfigError, match="likelihood.batch_size: 0"):
+    with pytest.raises(ConfigError, match=r"likelihood.batch_size: 0"):
         LikelihoodConfig(batch_size=0)
     with pytest.raises(DataError, match="continuation 2 is empty"):
         likelihood_bounds(model, [tokens(3)] * 2, [tokens(3), tokens(0)])

@@ -94,7 +94,7 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path: Path) -> Non
         cache.put({"a": ANSWER})
         (pages,) = cache._own.execute("PRAGMA page_count").fetchone()
         cache._own.execute(f"PRAGMA max_page_count = {pages + 2}")
-        with pytest.raises(CheckpointError, match="disk is full .* answers stored before are kept"):
+        with pytest.raises(CheckpointError, match=r"disk is full .* stored before are kept"):
             cache.put({str(i): {"text": "x" * 4000} for i in range(50)})
         assert cache.get(["a", "0"]) == {"a": ANSWER}
         cache.put({"b": ANSWER})
