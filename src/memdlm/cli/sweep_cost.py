@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 # Share of a GPU's peak that is assumed to be reached. Not a measurement.
 UTILISATION = 0.3
 
+# The longest rows of the paper's training data, on which exposure bias is measured.
+_ROW_LENGTH = 4096
+
 
 @dataclass(frozen=True)
 class ArmCost:
@@ -118,7 +121,8 @@ def preset_costs(
     if preset.kind != EXPOSURE_BIAS:
         return [model.scores(arm, config) for arm in arms]
     number, steps = config.num_samples or 1, preset.num_steps or 1
-    return [model.exposure_bias(arm, model.context // 2, number, steps, 512) for arm in arms]
+    response = preset.response_length or steps
+    return [model.exposure_bias(arm, _ROW_LENGTH, number, steps, response) for arm in arms]
 
 
 def gpu_seconds(flops: float, gpu: str, utilisation: float = UTILISATION) -> float:
@@ -154,7 +158,7 @@ def show_costs(plan: "SweepPlan", gpu: str) -> None:
         return
     model = CostModel.of_recipe(plan.trainings[0].recipe)
     for evaluation in plan.evaluations:
-        arms = [planned.arm for planned in evaluation.arms if planned.is_wanted]
+        arms = evaluation.wanted
         costs = preset_costs(evaluation.preset, arms, evaluation.config, model)
         for cost in costs:
             print(f"  {evaluation.preset.name}, {cost.arm}: {_cost_line(cost, gpu)}")

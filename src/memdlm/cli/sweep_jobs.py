@@ -151,6 +151,7 @@ class _Run:
                 self.say(f"{job.name}: done in {duration(seconds)}; {self._left()}")
             else:
                 reason = f"exit code {code}" if code else "it ended well but left no result"
+                reason += _last_words(job.log)
                 self.outcome.failed[job.name] = f"{reason}; see {job.log}"
                 self.say(f"{job.name}: FAILED ({reason}), see {job.log}; {self._left()}")
 
@@ -255,6 +256,14 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def _last_words(log: Path) -> str:
+    """Return `: ` and the error that the last line of a log tells of; nothing if it tells none."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    last = lines[-1] if lines else ""
+    found = last.partition("memdlm: error: ")[2]
+    return f": {found}" if found else ""
 
 
 def _mean(values: Sequence[float]) -> float:

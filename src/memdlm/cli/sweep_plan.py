@@ -86,12 +86,28 @@ class PlannedArm:
 
 @dataclass(frozen=True)
 class PlannedEvaluation:
-    """A preset's arms, to be evaluated into `folder`."""
+    """A preset's arms, to be evaluated into `folder`.
+
+    Attributes:
+        preset: The preset.
+        folder: Where its results go.
+        config: Tasks and settings.
+        arms: All of the preset's, those that are left out included.
+        is_tiny: Whether the tasks are those of its tiny counterpart.
+        recipe: What all variants change.
+    """
 
     preset: Preset
     folder: Path
     config: EvalConfig
     arms: tuple[PlannedArm, ...]
+    is_tiny: bool
+    recipe: Recipe
+
+    @property
+    def wanted(self) -> tuple[Arm, ...]:
+        """Arms that are not left out."""
+        return tuple(planned.arm for planned in self.arms if planned.is_wanted)
 
     @property
     def trainings(self) -> tuple[str, ...]:
@@ -101,10 +117,11 @@ class PlannedEvaluation:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """Everything a sweep does."""
+    """Everything a sweep does; `output` is the folder of all results and of the report."""
 
     trainings: tuple[Training, ...]
     evaluations: tuple[PlannedEvaluation, ...]
+    output: Path
 
 
 @dataclass(frozen=True)
@@ -159,8 +176,11 @@ def plan_sweep(request: SweepRequest) -> SweepPlan:
                 _share(trainings, training, f"{_short(preset.name)}: {_base_name(variant.name)}")
             arms.append(PlannedArm(_arm(variant, training, decoder), training.key, is_wanted))
         folder = request.output if len(request.presets) == 1 else request.output / preset.name
-        evaluations.append(PlannedEvaluation(preset, folder, _config(request, preset), tuple(arms)))
-    return SweepPlan(tuple(trainings.values()), tuple(evaluations))
+        config = _config(request, preset)
+        evaluations.append(
+            PlannedEvaluation(preset, folder, config, tuple(arms), request.is_tiny, base)
+        )
+    return SweepPlan(tuple(trainings.values()), tuple(evaluations), request.output)
 
 
 def variant_recipe(base: Mapping[str, Any], variant: Variant, source: str) -> Recipe:

@@ -1,7 +1,8 @@
 """The work of `memdlm sweep`: trainings, then evaluations, then the report, each once.
 
-<output>/evaluation.json, results/ ...   as `memdlm eval` writes them
-<output>/sweep/<key>.json                what a training's arms are asked; beside it lock and log
+<output>/evaluation.json, results/ ...   as `memdlm eval` (or exposure-bias) writes them
+<output>/sweep/<key>.json                what a training's arms are asked; beside it lock and log,
+                                         and `.done`, the same again once it is answered
 <output>/trainings/                      unless --trainings names a folder to share
 <output>/report/                         the page
 
@@ -18,13 +19,20 @@ from pathlib import Path
 from typing import Any
 
 from memdlm.cli.evaluation_arms import describe_arm
+from memdlm.cli.run_folder import RECIPE
 from memdlm.cli.settings import to_plain, to_yaml
 from memdlm.cli.sweep_jobs import Job, JobsOutcome, run_jobs
 from memdlm.cli.sweep_plan import PlannedEvaluation, SweepPlan, Training
+from memdlm.cli.sweep_worker import is_answered
 from memdlm.errors import MemDLMError, StoppedError
+from memdlm.evaluation.config import Arm
+from memdlm.evaluation.exposure_bias_comparison import RESULT as BIAS_RESULT
+from memdlm.evaluation.presets import EXPOSURE_BIAS
 from memdlm.evaluation.records import FORMAT, CellKey, EvaluationFolder
 from memdlm.evaluation.tasks.table import expand, find_task
 from memdlm.files import write_text
+from memdlm.reporting.evaluation_folder import holds_results
+from memdlm.reporting.paper import paper_figures
 from memdlm.versions import collect_commit, collect_devices, collect_versions
 
 SWEEP = "sweep"
@@ -53,7 +61,7 @@ class SweepOptions:
 
 
 def run_sweep(plan: SweepPlan, options: SweepOptions) -> None:
-    """Do all that is not done, then write the reports.
+    """Do all that is not done, then write the report.
 
     Raises:
         UsageError: A result folder holds another evaluation.
@@ -61,15 +69,13 @@ def run_sweep(plan: SweepPlan, options: SweepOptions) -> None:
         SweepError: Some job failed; the others were done all the same.
     """
     for evaluation in plan.evaluations:
-        _begin(evaluation, options.command)
-    jobs = [_training_job(training) for training in plan.trainings]
-    names = {training.key: job.name for training, job in zip(plan.trainings, jobs, strict=True)}
-    for evaluation in plan.evaluations:
-        jobs += [_evaluation_job(evaluation, key, names[key]) for key in evaluation.trainings]
+        if evaluation.preset.kind != EXPOSURE_BIAS:
+            _begin(evaluation, options.command)
+    jobs = _jobs(plan, options.command)
     num_done = sum(job.is_done() for job in jobs)
     _say(
         f"{len(plan.trainings)} trainings, {len(jobs) - len(plan.trainings)} evaluations; "
-        f"{num_done} done before"
+        f"{num_done} of them done before"
     )
     try:
         outcome = run_jobs(
@@ -82,6 +88,7 @@ def run_sweep(plan: SweepPlan, options: SweepOptions) -> None:
     except StoppedError as stopped:
         stopped.args = (f"{stopped}: continue with {options.command}",)
         raise
+    _report(plan)
     _check(outcome)
 
 
@@ -92,8 +99,9 @@ def _begin(evaluation: PlannedEvaluation, command: str) -> None:
     description: dict[str, Any] = {
         "format": FORMAT,
         "preset": preset.name,
-        "title": preset.title,
+        "title": f"{preset.title}{', tiny tasks' if evaluation.is_tiny else ''}",
         "kind": preset.kind,
+        "is_tiny": evaluation.is_tiny,
         "command": command,
         "arms": [describe_arm(planned.arm) for planned in evaluation.arms],
         "tasks": tasks,
@@ -102,16 +110,43 @@ def _begin(evaluation: PlannedEvaluation, command: str) -> None:
         "num_samples": {
             name: config.num_samples or find_task(name)[0].num_samples for name in tasks
         },
+        "paper": _published(evaluation, [*tasks, *groups]),
     }
     versions = {**collect_versions(), **collect_devices(), **collect_commit(Path())}
     EvaluationFolder(evaluation.folder).begin(description, versions)
 
 
+def _published(
+    evaluation: PlannedEvaluation, columns: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Return the paper's scores of the recipe's backbone: arm -> column -> percent."""
+    found: dict[str, dict[str, float]] = {}
+    for planned in evaluation.arms:
+        name = planned.arm.name
+        for column in columns:
+            figure = paper_figures(evaluation.preset.name, name, column, evaluation.recipe.model)
+            if figure is not None and figure.low == figure.high:
+                found.setdefault(name, {})[column] = figure.low
+    return found
+
+
+def _jobs(plan: SweepPlan, command: str) -> list[Job]:
+    jobs = [_training_job(training) for training in plan.trainings]
+    names = {training.key: job.name for training, job in zip(plan.trainings, jobs, strict=True)}
+    for evaluation in plan.evaluations:
+        if evaluation.preset.kind == EXPOSURE_BIAS:
+            jobs.append(_exposure_bias_job(evaluation, names, command))
+            continue
+        jobs += [_scores_job(evaluation, key, names[key], command) for key in evaluation.trainings]
+    return jobs
+
+
 def _training_job(training: Training) -> Job:
     def command() -> Sequence[str]:
         write_text(training.recipe_file, to_yaml(training.recipe))
-        resume = ["--resume"] if (training.place / "recipe.yaml").is_file() else []
-        return _memdlm("train", str(training.recipe_file), "--quiet", *resume)
+        resume = ["--resume"] if (training.place / RECIPE).is_file() else []
+        train = ["train", str(training.recipe_file), "--quiet", *resume]
+        return [sys.executable, "-m", "memdlm.cli", *train]
 
     return Job(
         name=f"training {training.key} ({training.label})",
@@ -122,36 +157,58 @@ def _training_job(training: Training) -> Job:
     )
 
 
-def _evaluation_job(evaluation: PlannedEvaluation, key: str, training: str) -> Job:
+def _scores_job(evaluation: PlannedEvaluation, key: str, training: str, command: str) -> Job:
     """Return the job that asks the arms of one training."""
     folder, config = EvaluationFolder(evaluation.folder), evaluation.config
     arms = [p.arm for p in evaluation.arms if p.is_wanted and p.training == key]
-    place = folder.path / SWEEP / key
-
-    def command() -> Sequence[str]:
-        spec = {"config": to_plain(config), "arms": [to_plain(arm) for arm in arms]}
-        path = place.with_name(f"{key}.json")
-        write_text(path, json.dumps(spec, indent=1) + "\n")
-        return [sys.executable, "-m", "memdlm.cli.sweep_worker", str(folder.path), str(path)]
-
     cells = [
         folder.cell_path(CellKey(arm.name, task, seed))
         for arm in arms
         for task in expand(config.tasks)[0]
         for seed in config.seeds
     ]
-    return Job(
-        name=f"{evaluation.preset.name}, {', '.join(arm.name for arm in arms)}",
-        kind=f"evaluation of {evaluation.preset.name}",
-        command=command,
-        place=place,
-        is_done=lambda: all(cell.is_file() for cell in cells),
-        after=(training,),
+    name = f"{evaluation.preset.name}, {', '.join(arm.name for arm in arms)}"
+    return _job(name, evaluation, arms, key, cells, (training,), command)
+
+
+def _exposure_bias_job(evaluation: PlannedEvaluation, names: dict[str, str], command: str) -> Job:
+    """Return the job that measures all arms: they have to see the same samples."""
+    preset, results = evaluation.preset, [evaluation.folder / BIAS_RESULT]
+    after = tuple(names[key] for key in evaluation.trainings)
+    return _job(
+        preset.name, evaluation, evaluation.wanted, "exposure_bias", results, after, command
     )
 
 
-def _memdlm(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "memdlm.cli", *arguments]
+def _job(
+    name: str,
+    evaluation: PlannedEvaluation,
+    arms: Sequence[Arm],
+    key: str,
+    results: Sequence[Path],
+    after: tuple[str, ...],
+    command: str,
+) -> Job:
+    """Return a job of `sweep_worker`, done when it has answered just this and left `results`."""
+    spec = {
+        "preset": evaluation.preset.name,
+        "is_tiny": evaluation.is_tiny,
+        "folder": str(evaluation.folder),
+        "config": to_plain(evaluation.config),
+        "arms": [to_plain(arm) for arm in arms],
+        "data": to_plain(evaluation.recipe.data),
+    }
+    place = evaluation.folder / SWEEP / key
+
+    def start() -> Sequence[str]:
+        path = place.with_name(f"{key}.json")
+        write_text(path, json.dumps({**spec, "command": command}, indent=1) + "\n")
+        return [sys.executable, "-m", "memdlm.cli.sweep_worker", str(path)]
+
+    def is_done() -> bool:
+        return all(path.is_file() for path in results) and is_answered(place, spec)
+
+    return Job(name, f"evaluation of {evaluation.preset.name}", start, place, is_done, after)
 
 
 def _environment(options: SweepOptions) -> dict[str, str]:
@@ -160,6 +217,15 @@ def _environment(options: SweepOptions) -> dict[str, str]:
         return {}
     threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
     return {"OMP_NUM_THREADS": str(threads)}
+
+
+def _report(plan: SweepPlan) -> None:
+    """Draw one page of all results that are there, and print their tables."""
+    from memdlm.cli.report import report
+
+    folders = [e.folder for e in plan.evaluations if holds_results(e.folder)]
+    if folders:
+        report(folders, plan.output / REPORT, overwrite=True)
 
 
 def _check(outcome: JobsOutcome) -> None:
@@ -171,11 +237,12 @@ def _check(outcome: JobsOutcome) -> None:
     for name, reason in outcome.failed.items():
         _say(f"FAILED {name}: {reason}")
     for name in outcome.blocked:
-        _say(f"NOT RUN {name}: its training failed")
+        _say(f"NOT RUN {name}: what it needs has failed")
     if outcome.failed:
+        num_jobs = len(outcome.failed) + len(outcome.done) + len(outcome.blocked)
         raise SweepError(
-            f"{len(outcome.failed)} of {len(outcome.failed) + len(outcome.done)} jobs failed, "
-            f"{len(outcome.blocked)} were not run: see their logs, and start the same command again"
+            f"{len(outcome.failed)} of {num_jobs} jobs failed and {len(outcome.blocked)} were not "
+            "run: their logs say why; mend that and start the same command again"
         )
 
 

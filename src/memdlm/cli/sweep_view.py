@@ -14,7 +14,7 @@ def show_presets() -> None:
         print(f"{preset.name}  {preset.title}")
         print(f"    {preset.description}")
         print(f"    variants: {', '.join(variant.name for variant in preset.variants)}")
-        print(f"    tasks: {', '.join(preset.tasks)}")
+        print(f"    tasks: {', '.join(preset.tasks) or 'held-out rows of the training data'}")
         print(f"    tiny: {', '.join(preset.tiny.tasks)} ({preset.tiny.num_samples} each)")
 
 
@@ -32,13 +32,16 @@ def show_plan(plan: "SweepPlan", gpu: str | None) -> None:
 
 
 def _show_evaluation(evaluation: "PlannedEvaluation") -> None:
-    arms = [planned.arm for planned in evaluation.arms if planned.is_wanted]
+    arms = evaluation.wanted
     config = evaluation.config
-    samples = "their" if config.num_samples is None else str(config.num_samples)
+    samples = "as many documents as the paper's"
+    if config.num_samples is not None:
+        samples = f"{config.num_samples} documents each"
     seeds = ", ".join(map(str, config.seeds))
+    tasks = ", ".join(config.tasks) or "held-out rows of the training data"
     print(f"{evaluation.preset.name} into {evaluation.folder}")
     print(f"  {len(arms)} arms: {', '.join(arm.name for arm in arms)}")
-    print(f"  {', '.join(config.tasks)}; {samples} documents each, seeds {seeds}")
+    print(f"  {tasks}; {samples}, seeds {seeds}")
 
 
 def _state(training: "Training") -> str:

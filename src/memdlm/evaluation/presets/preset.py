@@ -73,7 +73,8 @@ class Preset:
         title: One line.
         description: What it shows and what differs from the paper, for `--list` and reports.
         variants: The arms, in the order of the table.
-        tasks: Tasks and groups, one for every column of the table.
+        tasks: Tasks and groups, one for every column of the table. None for exposure bias: it is
+            measured on rows of the recipe's data that no training has seen.
         tiny: What is asked of the tiny network instead.
         kind: `scores` or `exposure_bias`.
         num_samples: Documents per task; None for as many as the paper scores.
@@ -81,6 +82,7 @@ class Preset:
         context_length: What the model's context is taken to be, where the paper tests beyond the
             trained one; None for what its config says.
         num_steps: Denoising steps over which exposure bias is measured; None elsewhere.
+        response_length: Tokens that responses are cut to for that; None for none.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Preset:
     seeds: tuple[int, ...] = (0,)
     context_length: int | None = None
     num_steps: int | None = None
+    response_length: int | None = None
 
     def __post_init__(self) -> None:
         """Check that names differ.
