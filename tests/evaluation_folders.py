@@ -154,3 +154,81 @@ def change(path: Path, **changes: Any) -> None:
             place = place[parent]
         place[last] = value
     write(path, record)
+
+
+def write_exposure_bias(folder: Path, num_steps: int = 4) -> Path:
+    """Write an exposure_bias.json of two arms; return the file."""
+    steps = range(num_steps)
+    arms = []
+    for index, name in enumerate(("standard", "train_inference")):
+        ratios = [1 + (2 - index) * step for step in steps]
+        arms.append(
+            {
+                "name": name,
+                "label": THREE[name],
+                "model": "inclusionAI/LLaDA-MoE-7B-A1B-Base",
+                "adapter": f"runs/{name}/adapter",
+                "memory": index == 1,
+                "settings": {"data_hash": sha("data"), "memory": {"enabled": index == 1}},
+                "mask_ratio": [1 - step / num_steps for step in steps],
+                "static_nll": [2.0] * num_steps,
+                "sequential_nll": [2.0 * ratio for ratio in ratios],
+                "ratio": ratios,
+                "ratio_low": [0.9 * ratio for ratio in ratios],
+                "ratio_high": [1.1 * ratio for ratio in ratios],
+                "overall": {"value": 4.0 - index, "low": 3.5 - index, "high": 4.5 - index},
+            }
+        )
+    pair = {"first": "standard", "second": "train_inference", "difference": -1.0}
+    record = {
+        **_measured(arms),
+        "num_steps": num_steps,
+        "pairs": [{**pair, "low": -1.5, "high": -0.5}],
+    }
+    write(folder / "exposure_bias.json", record)
+    return folder / "exposure_bias.json"
+
+
+def write_probe(folder: Path) -> Path:
+    """Write a probe.json of one arm; return the file."""
+    conditions = ["normal", "all_blocked"]
+    interval = {"low": 0.1, "high": 0.4}
+    cells = [
+        {"condition": c, "memory": m, "metric": metric, "value": 0.25, **interval}
+        for c in conditions
+        for m in ("none", "prompt")
+        for metric in ("exact", "recall", "nll")
+    ]
+    effects = [
+        {"condition": c, "metric": metric, "difference": 0.125, "p_value": 0.5, **interval}
+        for c in conditions
+        for metric in ("exact", "recall", "nll")
+    ]
+    share = {"condition": "all_blocked", "metric": "recall", "share": 0.3, **interval}
+    arms = [
+        {
+            "name": "train_inference",
+            "label": THREE["train_inference"],
+            "model": "inclusionAI/LLaDA-MoE-7B-A1B-Base",
+            "adapter": None,
+            "settings": {},
+            "cells": cells,
+            "memory_effects": effects,
+            "recovered": [share],
+        }
+    ]
+    write(folder / "probe.json", {**_measured(arms), "conditions": conditions})
+    return folder / "probe.json"
+
+
+def _measured(arms: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "arms": arms,
+        "num_samples": 100,
+        "seed": 0,
+        "data": ["ruler_vt@4k"],
+        "command": "memdlm measure 'runs/<b>'",
+        "commit": COMMIT,
+        "versions": VERSIONS,
+    }

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from memdlm.reporting import exposure_bias, retrieval_probe
 from memdlm.reporting.blocks import Block, Fold, Grid, Heading, Paragraph, Picture
-from memdlm.reporting.exposure_bias import exposure_bias_section, pair_rows, result_rows
 from memdlm.reporting.page import Cell
 from memdlm.reporting.records import Record, read_record
 from memdlm.reporting.settings import as_text, differing, flatten
@@ -123,9 +123,21 @@ _EXPOSURE_BIAS = Kind(
     "that the model itself has decoded (sequential) over that in the clean one (static), at the "
     "same masks; 1 is no exposure bias. The overall ratio leaves the first step out, where nothing "
     "is decoded yet. Bands and intervals: bootstrap over samples, 95 %.",
-    tables=lambda result: [result_rows(result), pair_rows(result)],
-    figures=lambda result: exposure_bias_section(result).figures,
+    tables=lambda result: [exposure_bias.result_rows(result), exposure_bias.pair_rows(result)],
+    figures=lambda result: exposure_bias.exposure_bias_section(result).figures,
+)
+_PROBE = Kind(
+    title="In-weight retrieval",
+    note="The same questions with the way to the needle cut, without a memory and with one that "
+    "was written from the whole prompt. What is right although nothing can see the needle comes "
+    "from the weights. Recall: answers found in the response; NLL: bound for the right answer, "
+    "nats per token. Intervals: bootstrap over questions, 95 %.",
+    tables=lambda result: [
+        retrieval_probe.result_rows(result),
+        retrieval_probe.effect_rows(result),
+    ],
+    figures=lambda result: retrieval_probe.retrieval_probe_section(result).figures,
 )
 
 # File -> its kind.
-MEASUREMENTS: dict[str, Kind] = {"exposure_bias.json": _EXPOSURE_BIAS}
+MEASUREMENTS: dict[str, Kind] = {"exposure_bias.json": _EXPOSURE_BIAS, "probe.json": _PROBE}
