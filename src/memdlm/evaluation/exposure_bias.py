@@ -164,39 +164,51 @@ def _measure_batch(
     clean, is_real = clean.to(device), is_real.to(device)
 
     states = [canvas.tokens]
+    scorer = _Scorer(model, clean, is_real, mask_id)
     decode(
-        model,
+        scorer,
         prompts,
         config,
         on_step=lambda step: states.append(step.canvas),
         draw=row_draws(seeds, device),
     )
+    sequential, scorer.sums = scorer.sums, []
     with evaluation_mode(model):
-        sums = [
-            _score(model, state, canvas.attention_mask, positions, clean, is_real, mask_id)
-            for state in states[:-1]
-        ]
-    return torch.stack(sums, dim=1)
+        for state in states[:-1]:
+            masked = state.gather(1, positions) == mask_id
+            pristine = state.scatter(1, positions, torch.where(masked, mask_id, clean))
+            scorer(pristine, canvas.attention_mask, positions)
+    # Both contexts hide exactly the same slots.
+    own, static = torch.stack(sequential, dim=1), torch.stack(scorer.sums, dim=1)  # [B, S, 3]
+    return torch.cat([static[..., :1], own], dim=-1)
 
 
-def _score(
-    model: nn.Module,
-    state: Tensor,
-    attention_mask: Tensor | None,
-    positions: Tensor,
-    clean: Tensor,
-    is_real: Tensor,
-    mask_id: int,
-) -> Tensor:
-    """Return one state's sums [B, 4]; both contexts hide exactly the same slots."""
-    own = state.gather(1, positions)  # [B, R]
-    masked = own == mask_id
-    pristine = state.scatter(1, positions, torch.where(masked, mask_id, clean))
-    scored = masked & is_real
-    sums = []
-    for ids in (pristine, state):
-        logits = model(ids, attention_mask=attention_mask, positions=positions).logits.float()
-        nll = F.cross_entropy(logits.flatten(0, 1), clean.flatten(), reduction="none")
-        sums.append((nll.view_as(scored) * scored).sum(dim=1, dtype=torch.float64))
-    counts = [scored.sum(dim=1), masked.sum(dim=1)]
-    return torch.stack([*sums, *(count.double() for count in counts)], dim=1)
+class _Scorer(nn.Module):
+    """A model that scores what every forward says of the masked slots; the decode runs on it.
+
+    A decode's own forwards are those of the sequential context, so none is run twice.
+    """
+
+    def __init__(self, model: nn.Module, clean: Tensor, is_real: Tensor, mask_id: int) -> None:
+        """Score against `clean` [B, R] where `is_real` [B, R]."""
+        super().__init__()
+        self.model = model
+        self._clean, self._is_real, self._mask_id = clean, is_real, mask_id
+        self.sums: list[Tensor] = []
+        """Per forward and row: negative log-likelihood, scored, masked [B, 3] float64."""
+
+    @property
+    def config(self) -> Any:
+        """The model's config."""
+        return self.model.config
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Any:
+        """Call the model at all slots, `positions` [B, R], and keep the sums of what it says."""
+        output = self.model(input_ids, attention_mask=attention_mask, positions=positions)
+        masked = input_ids.gather(1, positions) == self._mask_id
+        scored = masked & self._is_real
+        logits = output.logits.float().flatten(0, 1)
+        nll = F.cross_entropy(logits, self._clean.flatten(), reduction="none").view_as(scored)
+        total = (nll * scored).sum(dim=1, dtype=torch.float64)
+        self.sums.append(torch.stack([total, scored.sum(dim=1), masked.sum(dim=1)], dim=1))
+        return output

@@ -121,10 +121,10 @@ def test_orders_and_masks_depend_on_the_sample_and_not_on_the_model(
         )
         measure_bias_sums(model, prompts, responses, num_steps=4, batch_size=batch_size)
         handle.remove()
-        # A batch of 4 steps is 4 calls of the decode, then both contexts of every step.
-        for batch in range(0, len(calls), 12):
-            first = batch // 12 * batch_size
-            for ids, positions in calls[batch + 4 : batch + 12 : 2]:
+        # A batch of 4 steps is 4 calls of the decode, then those in clean context.
+        for batch in range(0, len(calls), 8):
+            first = batch // 8 * batch_size
+            for ids, positions in calls[batch + 4 : batch + 8]:
                 for row, masked in enumerate((ids.gather(1, positions) == MASK_ID).tolist()):
                     seen[first + row].append(masked)
         return seen
