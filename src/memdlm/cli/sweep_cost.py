@@ -103,8 +103,8 @@ class CostModel:
     ) -> ArmCost:
         """Return what `arm` costs on texts of `length` tokens, `response` of them masked."""
         one = self._counter.count(length - response, response, arm.memory, objective=arm.objective)
-        # A step decodes, and scores what is masked in both contexts.
-        decode = 3 * min(num_steps, response) * one.step
+        # A step is a forward in the model's own context, which decodes, and one in the clean.
+        decode = 2 * min(num_steps, response) * one.step
         return ArmCost(arm.name, num_samples, num_samples * one.write, num_samples * decode)
 
 
