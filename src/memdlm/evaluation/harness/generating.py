@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from memdlm.evaluation.harness.answering import Job
 from memdlm.evaluation.harness.requests import (
     Generation,
-    Prompt,
-    ids_hash,
+    Tokens,
     read_generation,
     request_seed,
 )
@@ -29,8 +26,7 @@ class _Asked:
     """One request as it will be answered; `occurrence` counts its likes that came before."""
 
     generation: Generation
-    prompt: Prompt
-    sha256: str
+    prompt: Tokens
     occurrence: int
 
 
@@ -59,14 +55,13 @@ class GenerationRound:
             generation = read_generation(arguments, subject.sampling)
             num_new = generation.sampling.max_new_tokens
             prompt = subject.fit(subject.encode(text), num_new, where_of(request, number))
-            sha256 = ids_hash(prompt.ids)
-            occurrence = seen[sha256, generation]
-            seen[sha256, generation] += 1
-            self._asked.append(_Asked(generation, prompt, sha256, occurrence))
+            occurrence = seen[prompt.sha256, generation]
+            seen[prompt.sha256, generation] += 1
+            self._asked.append(_Asked(generation, prompt, occurrence))
         self.jobs = [self._job(asked) for asked in self._asked]
 
     def _job(self, asked: _Asked) -> Job:
-        sampling, ids = asked.generation.sampling, asked.prompt.ids
+        sampling, prompt = asked.generation.sampling, asked.prompt
         facts = {
             "sampling": asdict(sampling),
             "memory": self.subject.memory_facts(),
@@ -75,19 +70,19 @@ class GenerationRound:
             "until": asked.generation.until,
             "occurrence": asked.occurrence,
         }
-        length = len(ids) + sampling.max_new_tokens
+        length = len(prompt) + sampling.max_new_tokens
         steps = sampling.max_new_tokens
         if sampling.num_unmasking_steps is not None:
             steps = min(steps, sampling.num_unmasking_steps)
         work = length * steps * (2 if sampling.guidance_scale else 1)
         memory = self.subject.memory
         if memory is not None:
-            work += _INNER_STEP * memory.num_steps * memory.num_epochs * len(ids)
+            work += _INNER_STEP * memory.num_steps * memory.num_epochs * len(prompt)
         return Job(
-            key=answer_key(self.subject.settings, self.name, [ids], facts),
+            key=answer_key(self.subject.settings, self.name, [prompt.sha256], facts),
             length=length,
             work=work,
-            prompt_tokens=len(ids),
+            prompt_tokens=len(prompt),
             new_tokens=sampling.max_new_tokens,
             kind=sampling,
         )
@@ -98,7 +93,7 @@ class GenerationRound:
         answers = generate(
             subject.model,
             subject.tokenizer,
-            [torch.tensor(asked.prompt.ids, dtype=torch.int64) for asked in chosen],
+            [asked.prompt.tensor() for asked in chosen],
             chosen[0].generation.sampling,
             subject.memory,
             objective=subject.objective,
@@ -115,7 +110,7 @@ class GenerationRound:
     def _seeds(self, stream: str, chosen: Sequence[_Asked]) -> list[int]:
         own = (asked.generation.sampling.seed for asked in chosen)
         return [
-            request_seed(self.subject.seed, stream, asked.sha256, asked.occurrence, seed)
+            request_seed(self.subject.seed, stream, asked.prompt.sha256, asked.occurrence, seed)
             for asked, seed in zip(chosen, own, strict=True)
         ]
 
@@ -123,8 +118,8 @@ class GenerationRound:
         """Return one record per request, from the answers to `jobs`."""
         return [
             AnswerRecord(
-                prompt_sha256=asked.sha256,
-                num_prompt_tokens=len(asked.prompt.ids),
+                prompt_sha256=asked.prompt.sha256,
+                num_prompt_tokens=len(asked.prompt),
                 num_dropped_tokens=asked.prompt.num_dropped,
                 num_new_tokens=answer["num_tokens"],
                 memory=answer["memory"],

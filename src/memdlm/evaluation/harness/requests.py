@@ -7,10 +7,11 @@ do nothing is an error. Knows no model, only the tokenizer and the length of a c
 import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from memdlm.data.encoding import encode_prompt
 from memdlm.errors import ConfigError, DataError, UsageError
@@ -49,16 +50,32 @@ class Generation:
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """A prompt as the model reads it.
+class Tokens:
+    """Token ids as the model reads them; those of one hash count as the same.
+
+    Thousands of long prompts are held at once, which Python's own numbers would make too large.
 
     Attributes:
-        ids: Its tokens.
+        ids: [L] int32.
+        sha256: `ids_hash` of them.
         num_dropped: Tokens that `middle` truncation has taken out.
     """
 
-    ids: tuple[int, ...]
+    ids: np.ndarray = field(compare=False, repr=False)
+    sha256: str
     num_dropped: int = 0
+
+    @classmethod
+    def of(cls, ids: Sequence[int], num_dropped: int = 0) -> "Tokens":
+        """Hold token ids."""
+        return cls(np.asarray(ids, dtype=np.int32), ids_hash(ids), num_dropped)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def tensor(self) -> torch.Tensor:
+        """Return the ids [L] int64."""
+        return torch.from_numpy(self.ids.astype(np.int64))
 
 
 def read_generation(arguments: Mapping[str, Any], sampling: SamplingConfig) -> Generation:
@@ -139,7 +156,7 @@ def encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
 
 def fit_prompt(
     ids: Sequence[int], num_new_tokens: int, max_length: int, truncation: str, where: str
-) -> Prompt:
+) -> Tokens:
     """Return a prompt that with its answer keeps to `max_length` tokens.
 
     `middle` keeps the first and the last half of what there is room for, as LongBench's evaluation
@@ -153,7 +170,7 @@ def fit_prompt(
         raise DataError(f"{where} is an empty prompt: give it at least one token")
     room = max_length - num_new_tokens
     if len(ids) <= room:
-        return Prompt(tuple(ids))
+        return Tokens.of(ids)
     if truncation == "error" or room < 2:
         raise DataError(
             f"{where}: the prompt of {len(ids):,} tokens and {num_new_tokens:,} new ones exceed "
@@ -161,7 +178,7 @@ def fit_prompt(
             "context" + ("" if room < 2 else ", or truncation `middle`")
         )
     first = room // 2
-    return Prompt((*ids[:first], *ids[len(ids) - (room - first) :]), len(ids) - room)
+    return Tokens.of([*ids[:first], *ids[len(ids) - (room - first) :]], len(ids) - room)
 
 
 def ids_hash(ids: Sequence[int]) -> str:

@@ -29,17 +29,17 @@ _KEYS_AT_ONCE = 500
 Answer = dict[str, Any]
 
 
-def answer_key(settings: str, kind: str, ids: Sequence[Sequence[int]], facts: Any) -> str:
+def answer_key(settings: str, kind: str, texts: Sequence[str], facts: Any) -> str:
     """Return the SHA-256 that an answer is stored under, in hex.
 
     Args:
         settings: Fingerprint of what is fixed for a run: model, adapter, memory, ...
         kind: What is asked, e.g. `generate_until`.
-        ids: Token ids of the prompt, or of context and continuation.
+        texts: Hashes of the token ids of the prompt, or of context and continuation.
         facts: What else decides the answer: generation settings, seeds. JSON.
     """
     digest = hashlib.sha256()
-    for part in (settings, kind, [list(part) for part in ids], facts):
+    for part in (settings, kind, list(texts), facts):
         digest.update(json.dumps(part, sort_keys=True).encode())
         digest.update(b"\n")
     return digest.hexdigest()

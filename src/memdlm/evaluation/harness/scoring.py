@@ -15,7 +15,7 @@ from memdlm.data.encoding import uses_template
 from memdlm.errors import DataError, UsageError
 from memdlm.evaluation.harness.answering import Job
 from memdlm.evaluation.harness.likelihood import likelihood_bounds
-from memdlm.evaluation.harness.requests import Prompt, encode, ids_hash, request_seed
+from memdlm.evaluation.harness.requests import Tokens, encode, ids_hash, request_seed
 from memdlm.evaluation.harness.response_cache import Answer, answer_key
 from memdlm.evaluation.harness.subject import AnswerRecord, Subject, where_of
 from memdlm.inference import generate
@@ -28,14 +28,14 @@ from memdlm.sampling.config import SamplingConfig
 class _Pair:
     """One continuation to score; `occurrence` counts its likes that came before."""
 
-    context: Prompt
-    continuation: tuple[int, ...]
+    context: Tokens
+    continuation: Tokens
     occurrence: int
 
     @property
-    def unit(self) -> tuple[tuple[int, ...], int]:
+    def unit(self) -> tuple[Tokens, int]:
         """What pairs share that share a memory."""
-        return self.context.ids, self.occurrence
+        return self.context, self.occurrence
 
 
 class LikelihoodRound:
@@ -62,7 +62,7 @@ class LikelihoodRound:
         """
         self.subject, self.name = subject, name
         self._checks_greedy = name == "loglikelihood"
-        seen: Counter[tuple[tuple[int, ...], tuple[int, ...]]] = Counter()
+        seen: Counter[tuple[Tokens, Tokens]] = Counter()
         self._pairs: list[_Pair] = []
         # For each request the places of its pairs.
         self._spans: list[range] = []
@@ -71,15 +71,13 @@ class LikelihoodRound:
             where = where_of(request, number)
             start = len(self._pairs)
             for context, continuation in read(request.args, where):
-                occurrence = seen[context.ids, continuation]
-                seen[context.ids, continuation] += 1
+                occurrence = seen[context, continuation]
+                seen[context, continuation] += 1
                 self._pairs.append(_Pair(context, continuation, occurrence))
             self._spans.append(range(start, len(self._pairs)))
         self.jobs = [self._job(pair) for pair in self._pairs]
 
-    def _read_pair(
-        self, arguments: tuple[str, str], where: str
-    ) -> list[tuple[Prompt, tuple[int, ...]]]:
+    def _read_pair(self, arguments: tuple[str, str], where: str) -> list[tuple[Tokens, Tokens]]:
         """Return the ids of context and continuation, parted as lm-eval does it."""
         context, continuation = arguments
         tokenizer = self.subject.tokenizer
@@ -96,11 +94,9 @@ class LikelihoodRound:
             ids = encode(tokenizer, context + continuation)[len(before) :]
         if not ids:
             raise DataError(f"{where}: the continuation {continuation!r} has no token of its own")
-        return [(self.subject.fit(before, len(ids), where), tuple(ids))]
+        return [(self.subject.fit(before, len(ids), where), Tokens.of(ids))]
 
-    def _read_windows(
-        self, arguments: tuple[str], where: str
-    ) -> list[tuple[Prompt, tuple[int, ...]]]:
+    def _read_windows(self, arguments: tuple[str], where: str) -> list[tuple[Tokens, Tokens]]:
         self._refuse_memory("loglikelihood_rolling scores whole texts")
         (text,) = arguments
         before, ids = self._prefix(encode(self.subject.tokenizer, text))
@@ -109,7 +105,7 @@ class LikelihoodRound:
         size = self.subject.max_length - 1
         whole = [*before, *ids]
         return [
-            (Prompt((whole[start],)), tuple(whole[start + 1 : start + 1 + size]))
+            (Tokens.of(whole[start : start + 1]), Tokens.of(whole[start + 1 : start + 1 + size]))
             for start in range(0, len(ids), size)
         ]
 
@@ -141,14 +137,17 @@ class LikelihoodRound:
         num_samples = subject.likelihood.num_samples
         num_masks = num_samples if size > num_samples.bit_length() else 2**size - 1
         num_forwards = min(num_samples, num_masks) + (size if self._checks_greedy else 0)
-        length = len(pair.context.ids) + size
+        length = len(pair.context) + size
         return Job(
             key=answer_key(
-                subject.settings, "likelihood", [pair.context.ids, pair.continuation], facts
+                subject.settings,
+                "likelihood",
+                [pair.context.sha256, pair.continuation.sha256],
+                facts,
             ),
             length=length,
             work=length * num_forwards,
-            prompt_tokens=len(pair.context.ids),
+            prompt_tokens=len(pair.context),
             new_tokens=size,
             unit=pair.unit,
         )
@@ -156,8 +155,8 @@ class LikelihoodRound:
     def compute(self, places: Sequence[int], divisor: int) -> list[Answer]:
         """Score the pairs at `places`; see `Answering`."""
         subject, pairs = self.subject, [self._pairs[place] for place in places]
-        contexts = [torch.tensor(pair.context.ids, dtype=torch.int64) for pair in pairs]
-        continuations = [torch.tensor(pair.continuation, dtype=torch.int64) for pair in pairs]
+        contexts = [pair.context.tensor() for pair in pairs]
+        continuations = [pair.continuation.tensor() for pair in pairs]
         memories = self._write(pairs, divisor)
         bounds = likelihood_bounds(
             subject.model,
@@ -182,7 +181,7 @@ class LikelihoodRound:
         ]
 
     def _mask_seed(self, pair: _Pair) -> int:
-        sha256 = ids_hash([*pair.context.ids, *pair.continuation])
+        sha256 = ids_hash([*pair.context.ids, *pair.continuation.ids])
         own = self.subject.likelihood.seed
         return request_seed(self.subject.seed, "masks", sha256, pair.occurrence, own)
 
@@ -200,7 +199,7 @@ class LikelihoodRound:
         written: dict[Any, ParametricMemory] = {}
         for start in range(0, len(units), size):
             part = units[start : start + size]
-            prompts = [torch.tensor(ids, dtype=torch.int64) for ids, _ in part]
+            prompts = [context.tensor() for context, _ in part]
             canvas = prompt_canvas(
                 prompts,
                 0,
@@ -209,8 +208,8 @@ class LikelihoodRound:
                 next(subject.model.parameters()).device,
             )
             seeds = [
-                request_seed(subject.seed, "memory", ids_hash(ids), occurrence)
-                for ids, occurrence in part
+                request_seed(subject.seed, "memory", context.sha256, occurrence)
+                for context, occurrence in part
             ]
             writer.write(canvas.tokens, canvas.attention_mask, seed=seeds)
             written |= {unit: writer.row(row) for row, unit in enumerate(part)}
@@ -243,7 +242,10 @@ class LikelihoodRound:
             )
             for unit, answer in zip(places, answers, strict=True):
                 written[unit, size] = answer.token_ids
-        return [written[pair.unit, len(pair.continuation)] == pair.continuation for pair in pairs]
+        return [
+            written[pair.unit, len(pair.continuation)] == tuple(pair.continuation.ids)
+            for pair in pairs
+        ]
 
     def _greedy_sampling(self, size: int) -> SamplingConfig:
         """Return LLaDA's greedy suffix: the surest token in each step, all of them kept."""
@@ -266,8 +268,8 @@ def _state(memory: ParametricMemory) -> str:
 def _record(pairs: Sequence[_Pair], answers: Sequence[Answer]) -> AnswerRecord:
     """Return the record of a request, from its only pair or from its windows, which add up."""
     return AnswerRecord(
-        prompt_sha256=ids_hash(pairs[0].context.ids),
-        num_prompt_tokens=len(pairs[0].context.ids),
+        prompt_sha256=pairs[0].context.sha256,
+        num_prompt_tokens=len(pairs[0].context),
         num_dropped_tokens=pairs[0].context.num_dropped,
         num_new_tokens=sum(len(pair.continuation) for pair in pairs),
         memory=answers[0]["memory"],

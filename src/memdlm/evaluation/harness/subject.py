@@ -9,7 +9,7 @@ from torch import nn
 from memdlm.data.encoding import encode_prompt, uses_template
 from memdlm.diffusion.objective import ObjectiveConfig
 from memdlm.evaluation.harness.likelihood import LikelihoodConfig
-from memdlm.evaluation.harness.requests import Prompt, encode, fit_prompt
+from memdlm.evaluation.harness.requests import Tokens, encode, fit_prompt
 from memdlm.memory.config import MemoryConfig
 from memdlm.sampling.config import SamplingConfig
 
@@ -61,7 +61,7 @@ class Subject:
             return encode_prompt(self.tokenizer, text, chat_template=self.chat_template)
         return encode(self.tokenizer, text)
 
-    def fit(self, ids: Sequence[int], num_new_tokens: int, where: str) -> Prompt:
+    def fit(self, ids: Sequence[int], num_new_tokens: int, where: str) -> Tokens:
         """Return a prompt that fits; errors as `fit_prompt`."""
         return fit_prompt(ids, num_new_tokens, self.max_length, self.truncation, where)
 

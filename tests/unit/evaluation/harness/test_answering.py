@@ -158,6 +158,22 @@ def test_shares_meet_in_the_cache(tmp_path: Path) -> None:
     assert not places[0] & places[1]
 
 
+def test_every_process_can_wait_for_all(tmp_path: Path) -> None:
+    given, found = jobs(range(5, 25)), {}
+
+    def work(index: int) -> None:
+        with ResponseCache(tmp_path, Shard(index, 2)) as cache:
+            answering = Answering(3, cache=cache, shard=Shard(index, 2), wait_seconds=20)
+            found[index] = answering.run("generate_until", given, Recorder())
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0] == found[1] == [{"place": place} for place in range(20)]
+
+
 def test_waiting_ends_with_news_of_failure_or_without_any_news(tmp_path: Path) -> None:
     given = jobs(range(5, 15))
     mine = ResponseCache(tmp_path, Shard(0, 2))

@@ -78,12 +78,13 @@ def test_an_answer_ends_before_the_first_stop_string(until, expected) -> None:
 def test_a_prompt_is_cut_in_its_middle_as_longbench_does() -> None:
     ids = list(range(100))
     fitting = fit_prompt(ids, 10, 110, "error", "request 1")
-    assert (fitting.ids, fitting.num_dropped) == (tuple(ids), 0)
+    assert (fitting.ids.tolist(), fitting.num_dropped) == (ids, 0)
+    assert fitting.tensor().tolist() == ids
     for max_length, first, last in ((60, 25, 25), (61, 25, 26)):
         cut = fit_prompt(ids, 10, max_length, "middle", "request 1")
-        assert cut.ids == (*ids[:first], *ids[-last:])
-        assert len(cut.ids) + 10 == max_length
-        assert cut.num_dropped == 100 - len(cut.ids)
+        assert cut.ids.tolist() == [*ids[:first], *ids[-last:]]
+        assert len(cut) + 10 == max_length
+        assert cut.num_dropped == 100 - len(cut)
     with pytest.raises(
         DataError, match=r"^task, document 3: the prompt of 100 tokens and 10 new ones exceed"
     ):

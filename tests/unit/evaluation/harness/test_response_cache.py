@@ -45,17 +45,17 @@ def test_more_keys_than_one_query_takes(tmp_path: Path) -> None:
 
 
 def test_whatever_decides_an_answer_changes_its_key() -> None:
-    base = ("settings", "generate_until", [[1, 2, 3]], {"max": 4})
+    base = ("settings", "generate_until", ["abc"], {"max": 4})
     others = [
         ("other", *base[1:]),
         (base[0], "likelihood", *base[2:]),
-        (*base[:2], [[1, 2], [3]], base[3]),
-        (*base[:2], [[12, 3]], base[3]),
+        (*base[:2], ["a", "bc"], base[3]),
+        (*base[:2], ["abd"], base[3]),
         (*base[:3], {"max": 5}),
     ]
     keys = [answer_key(*parts) for parts in (base, *others)]
     assert len(set(keys)) == len(keys)
-    assert answer_key("settings", "generate_until", [(1, 2, 3)], {"max": 4}) == keys[0]
+    assert answer_key("settings", "generate_until", ("abc",), {"max": 4}) == keys[0]
 
 
 def test_what_was_not_committed_is_gone_and_the_rest_is_kept(tmp_path: Path) -> None:
