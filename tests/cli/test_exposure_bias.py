@@ -8,7 +8,7 @@ import pytest
 
 from memdlm.cli.run_folder import RunFolder
 
-from .conftest import write_rows
+from .conftest import write_recipe, write_rows
 
 # Words that the tiny network's tokenizer knows.
 CHATS = [
@@ -185,3 +185,20 @@ def test_a_damaged_cell_is_named(measure, tmp_path) -> None:
     cell.write_text(cell.read_text()[:100])
     assert f"cannot read {cell}" in measure("--quiet").error_line(1)
     assert measure("--quiet", "--overwrite").code == 0
+
+
+def test_a_run_with_an_adapter_is_its_base_with_the_adapter_on_it(
+    measure, memdlm, tmp_path, rows_file
+) -> None:
+    recipe = write_recipe(
+        tmp_path, rows_file, tmp_path / "run", adapter={"kind": "lora", "rank": 2}
+    )
+    assert memdlm("train", recipe, "-q").code == 0
+    run = tmp_path / "run"
+    apart = f"apart={run / 'base'},{run / 'adapter'}"
+    result = measure("--arm", apart, "--memory", "on", arm=f"run={run}")
+    assert result.code == 0, result.err
+    first, second = read(tmp_path / "out")["arms"]
+    assert first["settings"]["adapter_fingerprint"] is not None
+    assert first["settings"] == second["settings"]
+    assert first["ratio"] == second["ratio"]
