@@ -24,7 +24,8 @@ def build(config: TaskConfig, length: int, rng: random.Random) -> Story:
     last_place: dict[int, str] = {}
     join_fact: dict[int, int] = {}
     last_fact: dict[int, int] = {}
-    places, facts = iter(values), []
+    places = iter(values)
+    facts: list[str] = []
     for person in order:
         if seen[person] == joins[person]:
             join_fact[person] = len(facts)
