@@ -7,7 +7,7 @@ number of samples, other documents, other sampling or another commit is said fir
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from memdlm.reporting.results import Evaluation, Result
+from memdlm.reporting.results import Evaluation, Result, model_text
 from memdlm.reporting.settings import NOTHING, as_text, flatten
 
 Key = tuple[str, str, int]
@@ -57,6 +57,7 @@ def warnings(evaluation: Evaluation) -> list[str]:
         f"({values})"
         for setting, places, values in _unequal(flat, _SAME_IN_ALL_TASKS, lambda key: (key[0],))
     ]
+    lines += _other_arm(evaluation, flat)
     lines += _other_code(results)
     lines += _other_samples(evaluation)
     cut = {key: result for key, result in results.items() if result.num_cut}
@@ -218,6 +219,32 @@ def _short(value: Any) -> str:
     text = _text(value)
     is_hash = len(text) >= 32 and all(letter in "0123456789abcdef" for letter in text)
     return f"{text[:_HASH_LENGTH]}…" if is_hash else text
+
+
+def _other_arm(evaluation: Evaluation, flat: Mapping[Key, Mapping[str, Any]]) -> list[str]:
+    """Return a line for each arm whose results say that they are of another model or memory."""
+    lines = []
+    for arm in evaluation.arms:
+        named = model_text(arm.model, arm.adapter)
+        found = {
+            key: (result.model, flat[key].get("memory.enabled") is True)
+            for key, result in evaluation.results.items()
+            if key[0] == arm.name
+        }
+        models = dict.fromkeys(model for model, _ in found.values() if model != named)
+        if models:
+            lines.append(
+                f"results of {arm.name} were made with {_few(models)}, and evaluation.json names "
+                f"{named or 'no model'}"
+            )
+        memories = [key[1] for key, (_, has) in found.items() if has != arm.has_memory]
+        if memories:
+            was = "without a memory" if arm.has_memory else "with a memory"
+            lines.append(
+                f"results of {arm.name} on {_few(memories)} were made {was}, against what "
+                "evaluation.json says"
+            )
+    return lines
 
 
 def _other_code(results: Mapping[Key, Result]) -> list[str]:

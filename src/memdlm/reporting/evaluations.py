@@ -10,7 +10,7 @@ from memdlm.reporting.blocks import Block, Fold, Grid, Heading, Paragraph, Part,
 from memdlm.reporting.comparisons import HEADER, Comparison, compare_all
 from memdlm.reporting.consistency import warnings
 from memdlm.reporting.page import Cell
-from memdlm.reporting.paper import paper_sentence, paper_table, paper_tables
+from memdlm.reporting.paper import paper_table, paper_tables
 from memdlm.reporting.provenance import provenance_blocks
 from memdlm.reporting.results import ComparedArm, Evaluation
 from memdlm.reporting.score_figures import ALTERNATIVES, score_figures
@@ -176,11 +176,8 @@ def _test_table(tests: Sequence[Comparison]) -> Grid:
 
 
 def _paper(evaluation: Evaluation) -> list[Block]:
-    """Return the paper's own table, folded, or what it says in words."""
+    """Return the paper's own table, folded."""
     table = paper_table(evaluation.preset)
-    sentence = paper_sentence(evaluation.preset)
-    if sentence is not None:
-        return [Paragraph(f"The paper's Figure 3: {sentence}.", "note")]
     if table is None:
         return []
     source = Paragraph(f"Source: {paper_tables()['source']}.", "note")

@@ -12,6 +12,7 @@ from typing import Any
 from memdlm.reporting import exposure_bias, retrieval_probe
 from memdlm.reporting.blocks import Block, Fold, Grid, Heading, Paragraph, Picture
 from memdlm.reporting.page import Cell
+from memdlm.reporting.paper import exposure_bias_sentence
 from memdlm.reporting.records import Record, read_record
 from memdlm.reporting.settings import as_text, differing, flatten
 
@@ -27,12 +28,14 @@ class Kind:
         note: What its numbers are, in small print.
         tables: Makes its tables, the main one first.
         figures: Makes its figures.
+        paper: Makes the sentence that says what the paper found.
     """
 
     title: str
     note: str
     tables: Callable[[Mapping[str, Any]], list[Rows]]
     figures: Callable[[Mapping[str, Any]], Mapping[str, bytes]]
+    paper: Callable[[], str] | None = None
 
     def read(self, path: Path) -> "Measurement":
         """Return the measurement in a file.
@@ -87,6 +90,7 @@ class Measurement:
             Heading(self.title),
             *tables[:1],
             Paragraph(self.kind.note, "note"),
+            *([Paragraph(self.kind.paper(), "note")] if self.kind.paper else []),
             *pictures,
             *tables[1:],
             *self._provenance(),
@@ -125,6 +129,7 @@ _EXPOSURE_BIAS = Kind(
     "is decoded yet. Bands and intervals: bootstrap over samples, 95 %.",
     tables=lambda result: [exposure_bias.result_rows(result), exposure_bias.pair_rows(result)],
     figures=lambda result: exposure_bias.exposure_bias_section(result).figures,
+    paper=exposure_bias_sentence,
 )
 _PROBE = Kind(
     title="In-weight retrieval",

@@ -138,10 +138,9 @@ def paper_table(preset: str | None) -> tuple[list[str], list[list[str]]] | None:
     return ["arm", *columns], rows
 
 
-def paper_sentence(preset: str | None) -> str | None:
-    """Return what the paper's figure shows where it prints no numbers; None for others."""
-    sentence: str = paper_tables()["figure3_exposure_bias"]
-    return sentence if preset == "paper/figure3" else None
+def exposure_bias_sentence() -> str:
+    """Return what the paper's Figure 3 shows, of which it prints no numbers."""
+    return f"The paper's Figure 3: {paper_tables()['figure3_exposure_bias']}."
 
 
 def default_variant(preset: str | None) -> str | None:

@@ -182,6 +182,11 @@ def read_evaluation(folder: Path, name: str, remark: Callable[[str], None]) -> E
     )
 
 
+def model_text(model: str | None, adapter: str | None) -> str:
+    """Return model and adapter in words; empty where there is none."""
+    return " + ".join(part for part in (model, adapter) if part)
+
+
 def _arm(record: Record) -> ComparedArm:
     name = record.get("name", str)
     return ComparedArm(
@@ -214,14 +219,13 @@ def _result(path: Path, folder: Path) -> tuple[Result, tuple[str, str, int]]:
         raise record.error("samples has an id twice")
     mean = sum(sample.scores[names[0]] for sample in samples) / len(samples)
     origin = record.part("provenance")
-    model, adapter = origin.text("model"), origin.text("adapter")
     result = Result(
         path=path.relative_to(folder).as_posix(),
         settings=record.part("settings").values,
         command=origin.text("command") or "",
         commit=origin.text("commit") or "none",
         versions=origin.values.get("versions") or {},
-        model=" + ".join(part for part in (model, adapter) if part),
+        model=model_text(origin.text("model"), origin.text("adapter")),
         metrics=tuple(names),
         samples=samples,
         num_dropped=sum(s.get("memory") == "dropped" for s in record.values["samples"]),

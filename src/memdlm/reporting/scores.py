@@ -138,9 +138,14 @@ def score(
 def paper_figure(evaluation: Evaluation, arm: ComparedArm, column: str) -> PaperFigure | None:
     """Return the paper's figure beside an arm's: what the evaluation names, else the tables'."""
     named = evaluation.paper.get(arm.name, {}).get(column)
-    if named is not None:
-        return PaperFigure(named, named)
-    return paper_figures(evaluation.preset, arm.name, column, arm.model)
+    if named is None:
+        return paper_figures(evaluation.preset, arm.name, column, arm.model)
+    # Of either backbone, for an evaluation may know better than its model's name which it is.
+    for model in (arm.model, "LLaDA2"):
+        figure = paper_figures(evaluation.preset, arm.name, column, model)
+        if figure is not None and figure.low == figure.high == named:
+            return figure
+    return PaperFigure(named, named)
 
 
 def table_rows(

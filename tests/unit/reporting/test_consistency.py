@@ -60,6 +60,15 @@ def test_an_evaluation_in_order_has_no_warning(folder: Path) -> None:
             {"provenance__versions": {**VERSIONS, "torch": "2.14.0"}},
             "the results were made with several versions of torch: 2.13.0, 2.14.0",
         ),
+        (
+            {"provenance__adapter": "runs/other"},
+            "results of standard were made with inclusionAI/LLaDA-MoE-7B-A1B-Base + runs/other, "
+            "and evaluation.json names inclusionAI/LLaDA-MoE-7B-A1B-Base + runs/standard/adapter",
+        ),
+        (
+            {"settings__memory__enabled": True},
+            "results of standard on ruler_vt@4k were made with a memory, against what",
+        ),
         ({"metrics__score__value": 0.9}, "the score that results/standard/ruler_vt@4k/seed0.json"),
     ],
 )

@@ -96,6 +96,13 @@ def test_a_figure_that_the_evaluation_names_comes_first(tmp_path: Path) -> None:
     assert cell(found, "train_only", "ruler_vt@4k").lines()[2:] == ("paper 70.25", "diff +4.8")
 
 
+def test_an_evaluation_may_know_which_backbone_its_model_is(tmp_path: Path) -> None:
+    paper = {"train_only": {"ruler_vt@4k": 88.56}, "standard": {"ruler_vt@4k": 99.4}}
+    found = evaluation(tmp_path, lambda arm, task, seed: [1, 1], preset="paper/table1", paper=paper)
+    figures = [cell(found, name, "ruler_vt@4k").paper for name in ("train_only", "standard")]
+    assert [f.backbone for f in figures if f] == ["LLaDA2.1-mini", "LLaDA-MoE-7B-A1B-Base"]
+
+
 def test_an_arm_without_a_model_is_a_row_that_was_not_run(tmp_path: Path) -> None:
     arms = [arm("standard"), {**arm("train_only"), "model": None}]
     found = evaluation(
