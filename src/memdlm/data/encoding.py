@@ -134,6 +134,8 @@ def columns_of(
     text, opening = render_prompt(tokenizer, prompt, chat_template=chat_template)
     is_part = np.zeros(len(text) + 1, dtype=bool)
     for part in parts:
+        # Many tokenizers count a space to the word behind it, which is no part of this one.
+        part = part.strip()
         place = text.find(part) if part else -1
         if place < 0:
             raise DataError(f"the prompt does not contain {shorten(part)!r}: give a text from it")

@@ -11,6 +11,7 @@ from memdlm.data.encoding import (
     Example,
     check_prompt_fits,
     check_tokenizer,
+    columns_of,
     encode_dialogues,
     encode_prompt,
     fit_window,
@@ -94,6 +95,50 @@ def test_prompt_at_inference_has_the_ids_of_training(
         [example] = encode_dialogues([dialogue], tokenizer, chat_template=chat_template)
         prompt = encode_prompt(tokenizer, TURNS, chat_template=chat_template)
         assert prompt == example.input_ids[: example.prompt_length].tolist()
+
+
+def test_parts_of_a_prompt_are_found_among_its_tokens(words: Tokenizer, chat: Tokenizer) -> None:
+    prompt = "Where is John ? John is in the garden ."
+    # A part counts wherever it occurs.
+    assert columns_of(words, prompt, ["John"]) == [word == "John" for word in prompt.split()]
+    both = columns_of(words, prompt, ["is in the", "Where"])
+    assert np.flatnonzero(both).tolist() == [0, 5, 6, 7]
+    for template in ("auto", "never"):
+        ids = encode_prompt(chat, prompt, chat_template=template)
+        for part in ("John is in", "ohn is in th", "garden .", " John "):
+            columns = columns_of(chat, prompt, [part], chat_template=template)
+            assert len(columns) == len(ids)
+            runs = "".join("x" if chosen else " " for chosen in columns).split()
+            assert len(runs) == prompt.count(part.strip())
+            text = chat.decode(np.array(ids)[columns])
+            # The tokens hold the part, and no word beside those it touches.
+            assert part.strip() in text
+            assert len(text.split()) == len(runs) * len(part.split())
+    columns = columns_of(chat, TURNS, ["hello"])
+    assert "hello" in chat.decode(np.array(encode_prompt(chat, TURNS))[columns])
+
+
+def test_begin_of_text_is_no_part_of_a_prompt() -> None:
+    tokenizer = build_word_tokenizer(["a b c", "<s>"])
+    tokenizer.add_special_tokens({"bos_token": "<|start|>"})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|start|> $A", special_tokens=[("<|start|>", tokenizer.bos_token_id)]
+    )
+    assert columns_of(tokenizer, "a b", ["a"]) == [False, True, False]
+
+
+def test_parts_that_cannot_be_found_are_named(words: Tokenizer) -> None:
+    for part, shown in (("Paris", "'Paris'"), (" ", "''"), ("x" * 80, "x" * 57 + "...")):
+        with pytest.raises(DataError, match="the prompt does not contain") as caught:
+            columns_of(words, "Where is John ?", ["John", part])
+        assert shown in str(caught.value)
+
+    class Slow(type(words)):
+        is_fast = False
+
+    slow = Slow(tokenizer_object=words.backend_tokenizer)
+    with pytest.raises(DataError, match="use a fast one"):
+        columns_of(slow, "Where is John ?", ["John"])
 
 
 def test_encoding_many_at_once_equals_one_by_one(words: Tokenizer, chat: Tokenizer) -> None:
