@@ -1,7 +1,10 @@
 """The response cache: what is stored stays, what is other is not found, what is torn is said."""
 
 import json
+import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -64,6 +67,31 @@ def test_what_was_not_committed_is_gone_and_the_rest_is_kept(tmp_path: Path) -> 
         with pytest.raises(TypeError):
             cache.put({"b": ANSWER, "c": {"value": object()}})
         assert cache.get(["a", "b", "c"]) == {"a": ANSWER}
+
+
+DIES_WHILE_STORING = """
+import os, signal, sys
+from memdlm.evaluation.harness.response_cache import ResponseCache
+cache = ResponseCache(sys.argv[1])
+cache.put({"a": {"text": "kept"}})
+cache._own.execute("PRAGMA cache_size = 4")  # so that pages reach the file before the commit
+with cache._writing():
+    for i in range(100):
+        cache._own.execute("INSERT INTO answers VALUES (?, ?)", (str(i), "x" * 4000))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("shard", [Shard(0, 1), Shard(1, 2)])
+def test_a_process_that_is_killed_while_storing_leaves_what_was_there(
+    tmp_path: Path, shard: Shard
+) -> None:
+    done = subprocess.run([sys.executable, "-c", DIES_WHILE_STORING, tmp_path], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert (tmp_path / "0-of-1.sqlite-journal").exists()  # it died in the middle
+    with ResponseCache(tmp_path, shard) as cache:
+        assert cache.get(["a", "0", "99"]) == {"a": {"text": "kept"}}
+    assert not (tmp_path / "0-of-1.sqlite-journal").exists()
 
 
 def test_a_torn_file_is_named_with_what_to_do(tmp_path: Path) -> None:
