@@ -24,7 +24,8 @@ _ARMS_IN_SIGHT = 4
 _SCORES_NOTE = (
     "Scores in percent. ± is one standard error: over the n samples where a cell names no seeds, "
     "else over the means of its seeds. A group's score is the mean of its tasks' scores, each "
-    "counting the same, and its n counts the samples of all of them."
+    "counting the same, and its n counts the samples of all of them. Samples that all score the "
+    "same have an error of 0, which is no certainty."
 )
 _PAPER_NOTE = "Below the paper's figure stands ours minus the paper's, in percentage points."
 _TESTS_NOTE = (

@@ -20,6 +20,8 @@ ALTERNATIVES = {
 }
 
 _MANY_COLUMNS = 14
+# Percent that bars can show at least, where all scores are 0.
+_LEAST_RANGE = 1.0
 _RATIO_SETTING = "prompt_mask_ratio"
 
 
@@ -126,7 +128,7 @@ def _ablation_bars(evaluation: Evaluation, shown: Sequence[Column]) -> bytes:
         axes.set_title(plain(column.name), fontsize=10)
         axes.set_xlabel("score, % (diamond: the paper)" if _has_paper(evaluation, column)
                         else "score, %")  # fmt: skip
-        axes.set_xlim(0, None)
+        axes.set_xlim(0, max(_LEAST_RANGE, axes.get_xlim()[1]))
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", alpha=0.3)
     for axes in panels[1:]:
@@ -182,6 +184,7 @@ def _grouped_bars(evaluation: Evaluation, shown: Sequence[Column]) -> bytes:
     axes.set_xticks(range(len(shown)), names, fontsize=8, rotation=30 if is_many else 0,
                     ha="right" if is_many else "center")  # fmt: skip
     axes.set_ylabel("score, %")
+    axes.set_ylim(0, max(_LEAST_RANGE, axes.get_ylim()[1]))
     _legend(made, [axes], has_paper, "diamonds")
     return png(made)
 
