@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from memdlm.reporting.figures import figure, png
+from memdlm.reporting.figures import figure, plain, png
 from memdlm.reporting.page import Section, image, table
 
 FIGURES = ("ratio", "nll")
@@ -59,7 +59,7 @@ def _draw_ratios(result: Mapping[str, Any]) -> bytes:
     made, (axes,) = figure()
     for index, arm in enumerate(result["arms"]):
         steps, ratio, low, high = _scored(arm)
-        axes.plot(steps, ratio, marker="o", ms=3, label=arm["label"], color=f"C{index}")
+        axes.plot(steps, ratio, marker="o", ms=3, label=plain(arm["label"]), color=f"C{index}")
         axes.fill_between(steps, low, high, color=f"C{index}", alpha=0.15, lw=0)
     axes.axhline(1, color="#222", lw=0.8, ls=":")
     axes.set_xlabel("denoising step")
@@ -73,7 +73,7 @@ def _draw_likelihoods(result: Mapping[str, Any]) -> bytes:
     made, (axes,) = figure()
     for index, arm in enumerate(result["arms"]):
         steps = range(1, len(arm["static_nll"]) + 1)
-        axes.plot(steps, arm["sequential_nll"], label=arm["label"], color=f"C{index}")
+        axes.plot(steps, arm["sequential_nll"], label=plain(arm["label"]), color=f"C{index}")
         axes.plot(steps, arm["static_nll"], color=f"C{index}", ls="--")
     axes.set_xlabel("denoising step")
     axes.set_ylabel("NLL per token, nats\n(dashed: static)", fontsize=9)

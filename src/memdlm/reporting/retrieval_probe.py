@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from memdlm.reporting.figures import figure, png
+from memdlm.reporting.figures import figure, plain, png
 from memdlm.reporting.page import Section, image, table
 
 FIGURES = ("recall",)
@@ -103,7 +103,7 @@ def _draw(result: Mapping[str, Any]) -> bytes:
             color=f"C{index // 2}",
             alpha=0.5 if memory == "none" else 1.0,
             error_kw={"lw": 0.8},
-            label=f"{arm['label']}, {_MEMORIES[memory]}",
+            label=plain(f"{arm['label']}, {_MEMORIES[memory]}"),
         )
     axes.set_xticks(range(len(conditions)), [_words(name) for name in conditions])
     axes.set_ylabel("recall, %")

@@ -1,5 +1,6 @@
 """The part of a page about an evaluation: its tables, its figures, and whatever names there are."""
 
+import json
 import re
 from pathlib import Path
 
@@ -156,6 +157,14 @@ def test_names_that_mean_something_to_matplotlib_or_html_are_drawn(tmp_path: Pat
         assert len(section.figures) == 1
         assert "<b>" not in section.body
         assert "$\\no_formula{$ &lt;b&gt;" in section.body
+
+
+def test_labels_of_measurements_are_no_formulas(tmp_path: Path) -> None:
+    for path in (write_exposure_bias(tmp_path), write_probe(tmp_path)):
+        arms = json.loads(path.read_text())["arms"]
+        arms[0]["label"] = r"$\no_formula{$"
+        change(path, arms=arms)
+    assert len(part(tmp_path).section().figures) == 3
 
 
 def test_names_of_figures_fit_a_file() -> None:
