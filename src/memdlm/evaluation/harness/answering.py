@@ -61,11 +61,6 @@ class Batch:
     length: int
     work: int
 
-    @property
-    def tokens(self) -> int:
-        """Tokens of the rectangle that all rows are padded to."""
-        return self.num_rows * self.length
-
 
 # From jobs, by their places, and a divisor to their answers in order: with divisor 2, no more than
 # half as many rows may be in a forward as there would be with 1.
@@ -112,20 +107,23 @@ class Answering:
                 "response cache: give it a folder"
             )
 
-    def run(self, name: str, jobs: Sequence[Job], compute: Compute) -> list[Answer]:
+    def run(
+        self, name: str, jobs: Sequence[Job], compute: Compute, rows: int | None = None
+    ) -> list[Answer]:
         """Return the answer of every job, in order.
 
         Args:
             name: What is asked, for progress reports.
             jobs: All jobs, the same in every process.
             compute: Answers those that are this process's to compute.
+            rows: Rows of a forward, where they are not the units of a batch.
 
         Raises:
             ShareDone: This process has done its share and does not gather.
             DataError: The other processes have failed, or nothing came of them for too long.
         """
         try:
-            return self._run(name, jobs, compute)
+            return self._run(name, jobs, compute, rows)
         except ShareDone:
             raise
         except BaseException as error:
@@ -140,12 +138,14 @@ class Answering:
     def _stored(self, jobs: Sequence[Job]) -> dict[str, Answer]:
         return {} if self.cache is None else self.cache.get(job.key for job in jobs)
 
-    def _run(self, name: str, jobs: Sequence[Job], compute: Compute) -> list[Answer]:
+    def _run(
+        self, name: str, jobs: Sequence[Job], compute: Compute, rows: int | None
+    ) -> list[Answer]:
         answers = self._stored(jobs)
         own = self._own(jobs, answers)
         meter = ProgressMeter(_report(name, jobs, len(answers), own), self.on_progress)
         for batch, places in own:
-            fresh = self._compute(batch, places, compute)
+            fresh = self._compute(batch, places, compute, rows or batch.num_rows)
             found = {jobs[place].key: answer for place, answer in zip(places, fresh, strict=True)}
             if self.cache is not None:
                 self.cache.put(found)
@@ -169,29 +169,31 @@ class Answering:
         ]
         return [(batch, places) for batch, places in todo if places]
 
-    def _compute(self, batch: Batch, places: Sequence[int], compute: Compute) -> list[Answer]:
+    def _compute(
+        self, batch: Batch, places: Sequence[int], compute: Compute, rows: int
+    ) -> list[Answer]:
         """Answer a batch, in parts where the whole exceeds the device's memory."""
-        divisor = 1
-        while batch.tokens / divisor >= self._too_many and divisor < batch.num_rows:
+        divisor, tokens = 1, rows * batch.length
+        while tokens / divisor >= self._too_many and divisor < rows:
             divisor *= 2
         while True:
             try:
                 return compute(places, divisor)
             except torch.OutOfMemoryError as error:
-                if divisor >= batch.num_rows:
+                if divisor >= rows:
                     raise ConfigError(
                         f"a request of {batch.length:,} tokens exceeds the device's memory even "
-                        f"alone ({str(error).splitlines()[0]}): use a smaller likelihood.batch_size"
-                        ", quantization nf4, or a device with more memory"
+                        f"alone ({str(error).splitlines()[0]}): use quantization nf4, or a device "
+                        "with more memory"
                     ) from error
-                self._too_many = min(self._too_many, batch.tokens / divisor)
+                self._too_many = min(self._too_many, tokens / divisor)
             # Out of the handler, whose traceback would hold the tensors that are too many.
             divisor *= 2
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             self.say(
-                f"a batch of {batch.num_rows} with up to {batch.length:,} tokens exceeds the "
+                f"a batch of {rows} rows with up to {batch.length:,} tokens exceeds the "
                 f"device's memory; going on with 1/{divisor} of it at a time"
             )
 

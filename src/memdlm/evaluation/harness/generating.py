@@ -36,9 +36,11 @@ class GenerationRound:
     Attributes:
         name: What lm-eval calls such requests.
         jobs: One per request, for `Answering`.
+        rows: Rows of a forward; None for those of a batch.
     """
 
     name = "generate_until"
+    rows: int | None = None
 
     def __init__(self, subject: Subject, requests: Sequence[Any]) -> None:
         """Read lm-eval's instances, with arguments (prompt, generation arguments).

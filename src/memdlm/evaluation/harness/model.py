@@ -155,6 +155,11 @@ class DiffusionLM(LM):
         if isinstance(pretrained, nn.Module):
             if tokenizer is None:
                 raise UsageError("a model that is given needs its tokenizer")
+            if dtype != "auto" or any((adapter, quantization, attention, device)):
+                raise UsageError(
+                    "adapter, dtype, quantization, attention and device say how to load a model by "
+                    "name; this one is loaded"
+                )
             model = pretrained
         else:
             model, loaded = load(
@@ -260,7 +265,8 @@ class DiffusionLM(LM):
         if not requests:
             return []
         asked = self._round(requests)
-        records = asked.records(self._answering.run(asked.name, asked.jobs, asked.compute))
+        answers = self._answering.run(asked.name, asked.jobs, asked.compute, asked.rows)
+        records = asked.records(answers)
         for request, record in zip(requests, records, strict=True):
             key = (request.task_name, request.doc_id, request.idx)
             self.records.setdefault(key, []).append(record)

@@ -4,6 +4,7 @@ A memory is written from a context alone, once for all its continuations.
 """
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from memdlm.evaluation.harness.requests import Tokens, encode, ids_hash, request
 from memdlm.evaluation.harness.response_cache import Answer, answer_key
 from memdlm.evaluation.harness.subject import AnswerRecord, Subject, where_of
 from memdlm.inference import generate
+from memdlm.memory.budget import COPIES_WHILE_WRITING, memory_bytes, rows_within
 from memdlm.memory.parametric_memory import ParametricMemory
 from memdlm.sampling.canvas import prompt_canvas
 from memdlm.sampling.config import SamplingConfig
@@ -51,6 +53,7 @@ class LikelihoodRound:
     Attributes:
         name: What lm-eval calls such requests.
         jobs: One per continuation, for `Answering`.
+        rows: Rows of a forward.
     """
 
     def __init__(self, subject: Subject, requests: Sequence[Any], name: str) -> None:
@@ -61,6 +64,7 @@ class LikelihoodRound:
             UsageError: There is no context to write the memory from.
         """
         self.subject, self.name = subject, name
+        self.rows: int | None = subject.likelihood.batch_size
         self._checks_greedy = name == "loglikelihood"
         seen: Counter[tuple[Tokens, Tokens]] = Counter()
         self._pairs: list[_Pair] = []
@@ -157,7 +161,9 @@ class LikelihoodRound:
         subject, pairs = self.subject, [self._pairs[place] for place in places]
         contexts = [pair.context.tensor() for pair in pairs]
         continuations = [pair.continuation.tensor() for pair in pairs]
-        memories = self._write(pairs, divisor)
+        writer = self._writer()
+        most = self._most_memories(writer)
+        memories = self._write(writer, pairs, min(most, math.ceil(len(pairs) / divisor)))
         bounds = likelihood_bounds(
             subject.model,
             contexts,
@@ -165,9 +171,9 @@ class LikelihoodRound:
             subject.likelihood,
             seeds=[self._mask_seed(pair) for pair in pairs],
             memories=memories,
-            batch_size=math.ceil(subject.likelihood.batch_size / divisor),
+            batch_size=min(most, math.ceil(subject.likelihood.batch_size / divisor)),
         )
-        greedy = self._check_greedy(pairs, contexts, memories, divisor)
+        greedy = self._check_greedy(pairs, contexts, memories, divisor, most)
         states = ["off" if m is None else _state(m) for m in memories]
         return [
             {
@@ -185,17 +191,31 @@ class LikelihoodRound:
         own = self.subject.likelihood.seed
         return request_seed(self.subject.seed, "masks", sha256, pair.occurrence, own)
 
-    def _write(self, pairs: Sequence[_Pair], divisor: int) -> list[ParametricMemory | None]:
-        """Return each pair's memory, written once for every context."""
+    def _writer(self) -> ParametricMemory | None:
         subject = self.subject
         if subject.memory is None:
-            return [None] * len(pairs)
-        writer = ParametricMemory(
-            subject.model, replace(subject.memory, sharing="sequence"), subject.objective
+            return None
+        config = replace(subject.memory, sharing="sequence")
+        return ParametricMemory(subject.model, config, subject.objective)
+
+    def _most_memories(self, writer: ParametricMemory | None) -> int:
+        """Return how many rows may have a memory at once."""
+        limit = self.subject.max_memory_bytes
+        if writer is None or limit is None:
+            return sys.maxsize
+        return rows_within(
+            limit, COPIES_WHILE_WRITING * memory_bytes(writer.placement, writer.config)
         )
+
+    def _write(
+        self, writer: ParametricMemory | None, pairs: Sequence[_Pair], size: int
+    ) -> list[ParametricMemory | None]:
+        """Return each pair's memory, written once for every context, `size` of them at a time."""
+        if writer is None:
+            return [None] * len(pairs)
+        subject = self.subject
         own: Any = subject.model.config
         units = list(dict.fromkeys(pair.unit for pair in pairs))
-        size = math.ceil(len(units) / divisor)
         written: dict[Any, ParametricMemory] = {}
         for start in range(0, len(units), size):
             part = units[start : start + size]
@@ -222,6 +242,7 @@ class LikelihoodRound:
         contexts: Sequence[torch.Tensor],
         memories: Sequence[ParametricMemory | None],
         divisor: int,
+        most: int,
     ) -> list[bool | None]:
         """Return whether the model writes each continuation itself; None for whole texts."""
         if not self._checks_greedy:
@@ -238,7 +259,7 @@ class LikelihoodRound:
                 [contexts[place] for place in places.values()],
                 self._greedy_sampling(size),
                 memories=[memories[place] for place in places.values()],
-                batch_size=math.ceil(len(places) / divisor),
+                batch_size=min(most, math.ceil(len(places) / divisor)),
             )
             for unit, answer in zip(places, answers, strict=True):
                 written[unit, size] = answer.token_ids

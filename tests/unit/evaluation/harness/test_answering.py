@@ -106,10 +106,15 @@ def test_a_batch_that_exceeds_the_device_is_halved_and_said_so(monkeypatch) -> N
     # The second batch starts where the first one got through.
     assert [divisor for _, divisor in asked.calls] == [1, 2, 4, 4]
     assert said == [
-        f"a batch of 8 with up to 10 tokens exceeds the device's memory; going on with 1/{n} of "
-        "it at a time"
+        f"a batch of 8 rows with up to 10 tokens exceeds the device's memory; going on with 1/{n} "
+        "of it at a time"
         for n in (2, 4)
     ]
+
+    asked.calls.clear()
+    # One unit of many rows, as where a continuation has many masks.
+    assert Answering(1).run("loglikelihood", jobs([10]), compute, rows=8) == [{"place": 0}]
+    assert [divisor for _, divisor in asked.calls] == [1, 2, 4]
 
     def never(places: Sequence[int], divisor: int) -> list[dict[str, Any]]:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")

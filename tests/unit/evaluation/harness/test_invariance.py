@@ -9,6 +9,8 @@ import torch
 from memdlm.evaluation.harness.likelihood import LikelihoodConfig
 from memdlm.evaluation.harness.model import DiffusionLM
 from memdlm.inference import generate
+from memdlm.memory.budget import COPIES_WHILE_WRITING, memory_bytes
+from memdlm.memory.parametric_memory import ParametricMemory
 from memdlm.sampling.config import SamplingConfig
 from tests.unit.evaluation.harness.asking import (
     MEMORY,
@@ -105,8 +107,6 @@ def test_greedy_answers_are_those_of_generate() -> None:
 def test_a_memory_is_written_from_the_context_alone_and_shared_by_its_continuations(
     monkeypatch,
 ) -> None:
-    from memdlm.memory.parametric_memory import ParametricMemory
-
     written = []
     write = ParametricMemory.write
 
@@ -119,5 +119,12 @@ def test_a_memory_is_written_from_the_context_alone_and_shared_by_its_continuati
     lm.answer(choose(QUESTIONS))
     assert [shape for shape, _ in written] == [(3, 20)]
     ((_, seeds),) = written
-    lm.answer(choose([QUESTIONS[1]]))
+    expected = lm.answer(choose([QUESTIONS[1]]))
     assert written[1] == ((1, 20), (seeds[0],))
+    placement = ParametricMemory(lm.subject.model, MEMORY).placement
+    room = COPIES_WHILE_WRITING * memory_bytes(placement, MEMORY)
+    small = build_lm(memory=MEMORY, likelihood=FEW, batch_size=16, max_memory_bytes=room)
+    found = small.answer(choose(QUESTIONS))
+    assert [shape[0] for shape, _ in written[2:]] == [1, 1, 1]
+    for one, other in zip(found[3:6], expected, strict=True):
+        assert one.log_likelihood == pytest.approx(other.log_likelihood, abs=1e-4)

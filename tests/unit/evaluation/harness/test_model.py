@@ -311,6 +311,8 @@ def test_other_stop_strings_cut_the_same_answer_where_they_should(tmp_path: Path
         ({"trust_remote_code": True}, UsageError, "no argument trust_remote_code"),
         ({"sampling.policy": "best"}, UsageError, "sampling.policy: 'best'"),
         ({"tokenizer": None}, UsageError, "needs its tokenizer"),
+        ({"adapter": "folder"}, UsageError, "this one is loaded"),
+        ({"dtype": "float16"}, UsageError, "this one is loaded"),
     ],
 )
 def test_bad_arguments_are_named(settings, error, message) -> None:
