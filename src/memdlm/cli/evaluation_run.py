@@ -236,18 +236,20 @@ def run_request(request: EvaluationRequest) -> None:
     """
     evaluation = resolve(request)
     shard = Shard.parse(request.shard) if request.shard else Shard.from_environment()
-    say = _say if not request.quiet and shard.index == 0 else _say_nothing
+    is_quiet = request.quiet or shard.index > 0
+    progress = EvaluationProgress(Console(stderr=True), is_quiet)
+    folder = EvaluationFolder(_output(request))
+    if not request.dry_run:
+        _check_place(folder, request.overwrite)
+    # Whatever is wrong with the input is found before the folder is there.
+    plan = prepare_all(evaluation.config, evaluation.arms, progress.say)
     if request.dry_run:
-        prepare_all(evaluation.config, evaluation.arms, say)
         return
-    output = _output(request)
-    folder = EvaluationFolder(output)
-    if request.overwrite and shard.index == 0:
-        _delete(output)
+    if request.overwrite and shard.index == 0 and folder.path.exists():
+        shutil.rmtree(folder.path)
     versions = collect_versions()
     commit = collect_commit(Path())["git_commit"]
     folder.begin(evaluation.description, {**versions, **collect_devices(), "git_commit": commit})
-    progress = EvaluationProgress(Console(stderr=True), quiet=request.quiet or shard.index > 0)
     try:
         run_evaluation(
             evaluation.config,
@@ -255,12 +257,14 @@ def run_request(request: EvaluationRequest) -> None:
             folder,
             Provenance(command_line(), commit, versions),
             Session(shard, progress.say, progress.report),
+            plan,
         )
     finally:
         progress.stop()
     if shard.index == 0:
-        print_results(read_results(output, output.name, say))
-        print(f"results in {output}; a page of them: memdlm report {shlex.quote(str(output))}")
+        print_results(read_results(folder.path, folder.path.name, progress.say))
+        place = shlex.quote(str(folder.path))
+        print(f"results in {place}; a page of them: memdlm report {place}")
 
 
 def show_list_of_tasks() -> None:
@@ -286,22 +290,14 @@ def _output(request: EvaluationRequest) -> Path:
     return Path("runs/eval") / name
 
 
-def _delete(folder: Path) -> None:
-    """Delete an evaluation, and nothing that is none.
+def _check_place(folder: EvaluationFolder, overwrite: bool) -> None:
+    """Refuse a place that holds something else, before time is spent.
 
     Raises:
-        UsageError: The folder holds something else.
+        UsageError: It is a file, or a folder with other files than an evaluation's.
     """
-    if not folder.exists():
-        return
-    if not (folder / EVALUATION).is_file():
-        raise UsageError(f"{folder} holds no evaluation: choose another place with --output")
-    shutil.rmtree(folder)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def _say_nothing(line: str) -> None:
-    """Take a line that nobody is to see."""
+    path = folder.path
+    is_empty = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    if not is_empty and not (path / EVALUATION).is_file():
+        verb = "holds no evaluation" if overwrite else "holds other files"
+        raise UsageError(f"{path} {verb}: choose another place with --output")

@@ -79,6 +79,7 @@ def run_evaluation(
     folder: EvaluationFolder,
     provenance: Provenance,
     session: Session | None = None,
+    plan: Plan | None = None,
 ) -> None:
     """Fill the results of `folder`, which `EvaluationFolder.begin` has made.
 
@@ -88,6 +89,7 @@ def run_evaluation(
         folder: Where cells and responses go.
         provenance: Written into every cell.
         session: This process's part.
+        plan: What `prepare_all` gave, where it was called before the folder was made.
 
     Raises:
         UsageError: A task is unknown, a length exceeds a context, or the folder holds cells of
@@ -96,7 +98,7 @@ def run_evaluation(
         CheckpointError: A model cannot be read.
     """
     session = session or Session()
-    plan = prepare_all(config, arms, session.say)
+    plan = prepare_all(config, arms, session.say) if plan is None else plan
     groups: dict[Any, list[Arm]] = {}
     for arm in arms:
         if arm.model is not None:
