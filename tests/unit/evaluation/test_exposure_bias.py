@@ -88,9 +88,9 @@ def test_fewer_steps_than_tokens() -> None:
 
 @pytest.mark.parametrize("memory", [None, MemoryConfig(layer_fraction=0.3)])
 def test_figures_do_not_depend_on_the_batch(
-    build_model: Callable[..., nn.Module], memory: MemoryConfig | None
+    build_model: Callable[..., nn.Module], family: str, memory: MemoryConfig | None
 ) -> None:
-    model = build_model("llada", 0)
+    model = build_model(family, 0)
     draws = torch.Generator().manual_seed(0)
     prompts = [torch.randint(3, 50, (5 + i % 7,), generator=draws) for i in range(17)]
     responses = [torch.randint(3, 50, (2 + i % 4,), generator=draws) for i in range(17)]
