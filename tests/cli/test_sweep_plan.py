@@ -17,6 +17,7 @@ from memdlm.cli.sweep_plan import (
     variant_sampling,
 )
 from memdlm.cli.sweep_request import SweepArguments, read_request
+from memdlm.cli.sweep_run import sweep_jobs
 from memdlm.errors import UsageError
 from memdlm.evaluation.presets import PRESETS
 from memdlm.memory.config import MemoryConfig
@@ -64,6 +65,19 @@ def test_all_ablations_share_25_trainings(tmp_path) -> None:
     folders = [evaluation.folder for evaluation in planned.evaluations]
     assert folders[0] == tmp_path / "ablations/supervision"
     assert {training.root for training in planned.trainings} == {tmp_path / "trainings"}
+
+
+def test_every_evaluation_comes_right_after_the_training_that_it_needs_last(tmp_path) -> None:
+    planned = plan("ablations", tmp_path)
+    jobs = sweep_jobs(planned, "memdlm sweep")
+    assert len({job.name for job in jobs}) == len(jobs) == 25 + 39
+    places = {job.name: place for place, job in enumerate(jobs)}
+    for job in jobs:
+        assert all(places[name] < places[job.name] for name in job.after)
+    first = [job.kind for job in jobs[:4]]
+    assert first == ["training", "evaluation of ablations/supervision"] * 2
+    (bias,) = sweep_jobs(plan("paper/figure3", tmp_path), "memdlm sweep")[2:]
+    assert len(bias.after) == 2
 
 
 def test_a_key_depends_on_the_settings_and_not_on_the_place(tmp_path) -> None:

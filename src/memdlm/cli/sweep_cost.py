@@ -153,7 +153,7 @@ def show_costs(plan: "SweepPlan", gpu: str) -> None:
         "as they can be"
     )
     for training in plan.trainings:
-        print(f"  training {training.label}: {_training_line(training, gpu)}")
+        print(f"  training {training.label}: {_training_line(training, gpu)}", flush=True)
     if not plan.trainings:
         return
     model = CostModel.of_recipe(plan.trainings[0].recipe)
@@ -161,7 +161,7 @@ def show_costs(plan: "SweepPlan", gpu: str) -> None:
         arms = evaluation.wanted
         costs = preset_costs(evaluation.preset, arms, evaluation.config, model)
         for cost in costs:
-            print(f"  {evaluation.preset.name}, {cost.arm}: {_cost_line(cost, gpu)}")
+            print(f"  {evaluation.preset.name}, {cost.arm}: {_cost_line(cost, gpu)}", flush=True)
         total = sum(cost.total for cost in costs)
         print(f"  {evaluation.preset.name}, all: {duration(gpu_seconds(total, gpu))}")
 

@@ -71,7 +71,7 @@ def run_sweep(plan: SweepPlan, options: SweepOptions) -> None:
     for evaluation in plan.evaluations:
         if evaluation.preset.kind != EXPOSURE_BIAS:
             _begin(evaluation, options.command)
-    jobs = _jobs(plan, options.command)
+    jobs = sweep_jobs(plan, options.command)
     num_done = sum(job.is_done() for job in jobs)
     _say(
         f"{len(plan.trainings)} trainings, {len(jobs) - len(plan.trainings)} evaluations; "
@@ -130,15 +130,25 @@ def _published(
     return found
 
 
-def _jobs(plan: SweepPlan, command: str) -> list[Job]:
-    jobs = [_training_job(training) for training in plan.trainings]
-    names = {training.key: job.name for training, job in zip(plan.trainings, jobs, strict=True)}
+def sweep_jobs(plan: SweepPlan, command: str) -> list[Job]:
+    """Return all jobs, each evaluation as soon as what it needs: results come early."""
+    trainings = {training.key: training for training in plan.trainings}
+    jobs: dict[str, Job] = {}
+    names: dict[str, str] = {}
     for evaluation in plan.evaluations:
-        if evaluation.preset.kind == EXPOSURE_BIAS:
-            jobs.append(_exposure_bias_job(evaluation, names, command))
-            continue
-        jobs += [_scores_job(evaluation, key, names[key], command) for key in evaluation.trainings]
-    return jobs
+        is_bias = evaluation.preset.kind == EXPOSURE_BIAS
+        found = []
+        for key in evaluation.trainings:
+            training = _training_job(trainings[key])
+            names[key] = training.name
+            found.append(training)
+            if not is_bias:
+                found.append(_scores_job(evaluation, key, training.name, command))
+        if is_bias:
+            found.append(_exposure_bias_job(evaluation, names, command))
+        for job in found:
+            jobs.setdefault(job.name, job)
+    return list(jobs.values())
 
 
 def _training_job(training: Training) -> Job:
