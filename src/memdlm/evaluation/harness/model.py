@@ -107,7 +107,8 @@ class DiffusionLM(LM):
             attention: With a name, what `load_model` takes.
             device: With a name, where the model goes; by default this process's accelerator.
             sampling: How answers are decoded; a task's generation arguments go before.
-            memory: Settings of the memory, or `on` or `off` (the default).
+            memory: Settings of the memory, or `on` (the paper's, whatever a run folder was trained
+                with) or `off` (the default).
             objective: Noise schedule of the memory's anchor.
             likelihood: How continuations are scored.
             seed: Decides every memory, sample and mask, each with its prompt.

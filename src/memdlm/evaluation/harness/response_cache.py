@@ -21,6 +21,8 @@ from memdlm.evaluation.harness.sharding import Shard
 
 _FORMAT = 1
 _SUFFIX = ".sqlite"
+# To be counted up when the same settings come to give other answers.
+_SCHEME = b"memdlm-answer-1\n"
 # Seconds to wait for another process that reads or writes the file at this moment.
 _BUSY_SECONDS = 60.0
 # Far below the number of parameters that any build of SQLite takes.
@@ -38,7 +40,7 @@ def answer_key(settings: str, kind: str, texts: Sequence[str], facts: Any) -> st
         texts: Hashes of the token ids of the prompt, or of context and continuation.
         facts: What else decides the answer: generation settings, seeds. JSON.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_SCHEME)
     for part in (settings, kind, list(texts), facts):
         digest.update(json.dumps(part, sort_keys=True).encode())
         digest.update(b"\n")
