@@ -1,5 +1,6 @@
 """`memdlm sweep`: train and evaluate every variant of a table, a figure or an ablation."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -95,7 +96,6 @@ def sweep(
     if show_list:
         show_presets()
         return
-    from memdlm.cli.evaluation_run import command_line
     from memdlm.cli.sweep_request import SweepArguments, read_request
     from memdlm.errors import UsageError
 
@@ -134,7 +134,7 @@ def sweep(
             jobs=jobs or max(1, len(devices)),
             gpus=devices,
             threads=1 if threads is None and request.is_tiny else threads,
-            command=command_line(),
+            command=shlex.join(["memdlm", *sys.argv[1:]]),
         ),
     )
     for evaluation in plan.evaluations:

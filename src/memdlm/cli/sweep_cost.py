@@ -1,12 +1,15 @@
 """What trainings and evaluations cost on one GPU: FLOPs counted, seconds by a stated utilisation.
 
 Every number is a count times a number: requests of a task times the FLOPs of one of them, optimizer
-steps times the FLOPs of one. Prompts are taken to be as long as their task allows, and those of a
-task without a length to fill the context, so that the sums are upper bounds.
+steps times the FLOPs of one. Prompts are taken to be as long as their task allows, those of a task
+without a length to fill the context, and answers to use all their steps: the sums are upper bounds.
+A step on few tokens takes as long as reading the weights, whatever it computes; the seconds of a
+decode are at least those of reading all weights at every step of every batch.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,13 +25,13 @@ from memdlm.evaluation.config import Arm, EvalConfig
 from memdlm.evaluation.presets import EXPOSURE_BIAS, Preset
 from memdlm.evaluation.tasks.table import expand, find_task
 from memdlm.memory.parametric_memory import unwrap
-from memdlm.planning.gpus import peak_flops
+from memdlm.planning.gpus import find_speed
 from memdlm.planning.requests import RequestCounter
 
 if TYPE_CHECKING:
     from memdlm.cli.sweep_plan import SweepPlan, Training
 
-# Share of a GPU's peak that is assumed to be reached. Not a measurement.
+# Share of a GPU's speed that is assumed to be reached. Not a measurement.
 UTILISATION = 0.3
 
 # The longest rows of the paper's training data, on which exposure bias is measured.
@@ -44,17 +47,29 @@ class ArmCost:
         num_requests: Prompts.
         write: FLOPs of writing their memories.
         decode: FLOPs of decoding them.
+        read: Bytes of weights that the steps of all batches read.
     """
 
     arm: str
     num_requests: int
     write: int
     decode: int
+    read: int
 
     @property
     def total(self) -> int:
         """FLOPs of both."""
         return self.write + self.decode
+
+    def seconds(self, gpu: str, utilisation: float = UTILISATION) -> float:
+        """Return the time on one GPU of which `utilisation` of the speed is reached.
+
+        Raises:
+            UsageError: Its speed is not known.
+        """
+        speed = find_speed(gpu)
+        decode = max(self.decode / speed.flops, self.read / speed.bytes)
+        return (self.write / speed.flops + decode) / utilisation
 
 
 class CostModel:
@@ -63,6 +78,8 @@ class CostModel:
     def __init__(self, model: torch.nn.Module) -> None:
         """Take `model` from the meta device, adapter included; it is used up."""
         self.context = int(unwrap(model).config.max_position_embeddings)
+        parameters = list(model.parameters())
+        self.num_bytes = sum(each.numel() * each.element_size() for each in parameters)
         self._counter = RequestCounter(model)
 
     @classmethod
@@ -79,7 +96,7 @@ class CostModel:
 
     def scores(self, arm: Arm, config: EvalConfig) -> ArmCost:
         """Return what `arm` costs on all tasks and seeds of `config`."""
-        num_requests = write = decode = 0
+        num_requests = write = decode = num_forwards = 0
         context = config.context_length or self.context
         for name in expand(config.tasks)[0]:
             row, length = find_task(name)
@@ -96,16 +113,21 @@ class CostModel:
             num_requests += number
             write += number * flops.write
             decode += number * (flops.total - flops.write)
-        return ArmCost(arm.name, num_requests, write, decode)
+            num_forwards += ceil(number / config.batch_size) * flops.num_steps
+        return ArmCost(arm.name, num_requests, write, decode, num_forwards * self.num_bytes)
 
-    def exposure_bias(
-        self, arm: Arm, length: int, num_samples: int, num_steps: int, response: int
-    ) -> ArmCost:
-        """Return what `arm` costs on texts of `length` tokens, `response` of them masked."""
-        one = self._counter.count(length - response, response, arm.memory, objective=arm.objective)
-        # A step is a forward in the model's own context, which decodes, and one in the clean.
-        decode = 2 * min(num_steps, response) * one.step
-        return ArmCost(arm.name, num_samples, num_samples * one.write, num_samples * decode)
+    def exposure_bias(self, arm: Arm, config: EvalConfig, preset: Preset) -> ArmCost:
+        """Return what `arm` costs on the longest rows of the paper's training data."""
+        number, num_steps = config.num_samples or 1, preset.num_steps or 1
+        response = preset.response_length or num_steps
+        flops = self._counter.count(
+            _ROW_LENGTH - response, response, arm.memory, objective=arm.objective
+        )
+        # A step decodes, and scores what is masked in both contexts.
+        num_forwards = 3 * min(num_steps, response)
+        read = ceil(number / config.batch_size) * num_forwards * self.num_bytes
+        decode = number * num_forwards * flops.step
+        return ArmCost(arm.name, number, number * flops.write, decode, read)
 
 
 def with_adapter(model: DiffusionMaskedLM, recipe: Recipe) -> torch.nn.Module:
@@ -118,20 +140,9 @@ def preset_costs(
     preset: Preset, arms: Sequence[Arm], config: EvalConfig, model: CostModel
 ) -> list[ArmCost]:
     """Return what the arms of a preset cost, in order."""
-    if preset.kind != EXPOSURE_BIAS:
-        return [model.scores(arm, config) for arm in arms]
-    number, steps = config.num_samples or 1, preset.num_steps or 1
-    response = preset.response_length or steps
-    return [model.exposure_bias(arm, _ROW_LENGTH, number, steps, response) for arm in arms]
-
-
-def gpu_seconds(flops: float, gpu: str, utilisation: float = UTILISATION) -> float:
-    """Return the seconds of `flops` on one GPU.
-
-    Raises:
-        UsageError: Its speed is not known.
-    """
-    return flops / (peak_flops(gpu) * utilisation)
+    if preset.kind == EXPOSURE_BIAS:
+        return [model.exposure_bias(arm, config, preset) for arm in arms]
+    return [model.scores(arm, config) for arm in arms]
 
 
 def training_flops(recipe: Recipe) -> int:
@@ -147,10 +158,10 @@ def show_costs(plan: "SweepPlan", gpu: str) -> None:
     Raises:
         UsageError: The GPU's speed is not known.
     """
-    peak_flops(gpu)
+    find_speed(gpu)
     print(
-        f"on one {gpu}, at {UTILISATION:.0%} of its peak (an assumption); rows and prompts as long "
-        "as they can be"
+        f"on one {gpu}, at {UTILISATION:.0%} of its speed (an assumption); rows and prompts as "
+        "long as they can be, and as many steps"
     )
     for training in plan.trainings:
         print(f"  training {training.label}: {_training_line(training, gpu)}", flush=True)
@@ -162,8 +173,8 @@ def show_costs(plan: "SweepPlan", gpu: str) -> None:
         costs = preset_costs(evaluation.preset, arms, evaluation.config, model)
         for cost in costs:
             print(f"  {evaluation.preset.name}, {cost.arm}: {_cost_line(cost, gpu)}", flush=True)
-        total = sum(cost.total for cost in costs)
-        print(f"  {evaluation.preset.name}, all: {duration(gpu_seconds(total, gpu))}")
+        total = sum(cost.seconds(gpu) for cost in costs)
+        print(f"  {evaluation.preset.name}, all: {duration(total)}", flush=True)
 
 
 def _training_line(training: "Training", gpu: str) -> str:
@@ -171,16 +182,17 @@ def _training_line(training: "Training", gpu: str) -> str:
         flops = training_flops(training.recipe)
     except MemDLMError as error:
         return f"not known ({error})"
+    one = flops / (find_speed(gpu).flops * UTILISATION)
     steps = training.recipe.training.get("max_steps", -1)
     if steps and steps > 0:
-        return f"{steps:,} steps, {duration(gpu_seconds(steps * flops, gpu))}"
-    return f"{duration(gpu_seconds(1000 * flops, gpu))} for every 1,000 optimizer steps"
+        return f"{steps:,} steps, {duration(steps * one)}"
+    return f"{duration(1000 * one)} for every 1,000 optimizer steps"
 
 
 def _cost_line(cost: ArmCost, gpu: str) -> str:
     return (
         f"{cost.num_requests:,} requests, {cost.total / 1e15:,.1f} PFLOP, "
-        f"{duration(gpu_seconds(cost.total, gpu))}"
+        f"{duration(cost.seconds(gpu))}"
     )
 
 

@@ -29,27 +29,28 @@ GPUS = {
     "h200": 141,
     "b200": 180,
 }
-# Peak of dense products in 16 bits with float32 sums, in 10^12 FLOPs a second, from the makers'
-# data sheets: without sparsity, and of the SXM card where there is a choice.
-PEAK_TFLOPS = {
-    "t4": 65,
-    "v100-16gb": 125,
-    "v100-32gb": 125,
-    "rtx3090": 71,
-    "rtx4080": 97,
-    "rtx4090": 165,
-    "rtx5090": 210,
-    "a10": 125,
-    "l4": 121,
-    "a40": 150,
-    "a6000": 155,
-    "rtx6000-ada": 364,
-    "l40s": 362,
-    "a100-40gb": 312,
-    "a100-80gb": 312,
-    "h100": 989,
-    "h200": 989,
-    "b200": 2250,
+# From the makers' data sheets, of the SXM card where there is a choice: peak of dense products in
+# 16 bits with float32 sums, without sparsity, in 10^12 FLOPs a second; and of reading memory, in
+# 10^9 bytes a second.
+SPEEDS = {
+    "t4": (65, 320),
+    "v100-16gb": (125, 900),
+    "v100-32gb": (125, 900),
+    "rtx3090": (71, 936),
+    "rtx4080": (97, 717),
+    "rtx4090": (165, 1008),
+    "rtx5090": (210, 1792),
+    "a10": (125, 600),
+    "l4": (121, 300),
+    "a40": (150, 696),
+    "a6000": (155, 768),
+    "rtx6000-ada": (364, 960),
+    "l40s": (362, 864),
+    "a100-40gb": (312, 1555),
+    "a100-80gb": (312, 2039),
+    "h100": (989, 3350),
+    "h200": (989, 4800),
+    "b200": (2250, 8000),
 }
 # Makers' gigabytes above 100 are decimal: an H200 has 141e9 bytes, a B200 180e9.
 _DECIMAL_FROM = 100
@@ -79,18 +80,27 @@ def reserve(peak: int) -> int:
     return CONTEXT_BYTES + round(FRAGMENTATION * peak)
 
 
-def peak_flops(name: str) -> float:
-    """Return the peak of a GPU in FLOPs a second.
+@dataclass(frozen=True)
+class GpuSpeed:
+    """What a GPU does at best: FLOPs and bytes of memory a second."""
+
+    flops: float
+    bytes: float
+
+
+def find_speed(name: str) -> GpuSpeed:
+    """Return the speed of a GPU.
 
     Raises:
         UsageError: It is not in the table.
     """
     key = name.strip().lower()
-    if key not in PEAK_TFLOPS:
+    if key not in SPEEDS:
         raise UsageError(
-            f"--gpu: the speed of {name!r} is not known; known are {', '.join(PEAK_TFLOPS)}"
+            f"--gpu: the speed of {name!r} is not known; known are {', '.join(SPEEDS)}"
         )
-    return PEAK_TFLOPS[key] * 1e12
+    tera_flops, giga_bytes = SPEEDS[key]
+    return GpuSpeed(tera_flops * 1e12, giga_bytes * 1e9)
 
 
 def find_gpu(text: str) -> Gpu:

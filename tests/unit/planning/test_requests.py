@@ -11,7 +11,7 @@ from memdlm.errors import UsageError
 from memdlm.memory.config import MemoryConfig
 from memdlm.memory.parametric_memory import ParametricMemory
 from memdlm.planning.flops import operation_flops
-from memdlm.planning.gpus import GPUS, peak_flops
+from memdlm.planning.gpus import GPUS, SPEEDS, GpuSpeed, find_speed
 from memdlm.planning.requests import RequestCounter
 from memdlm.sampling.config import SamplingConfig
 from memdlm.sampling.masked_decoding import decode
@@ -79,9 +79,7 @@ def test_longer_prompts_and_wider_memories_cost_more() -> None:
 
 
 def test_every_gpu_whose_speed_is_known_has_a_memory_and_others_are_refused() -> None:
-    assert peak_flops("H200") == 989e12
+    assert find_speed("H200") == GpuSpeed(989e12, 4.8e12)
     with pytest.raises(UsageError, match="rtx3060"):
-        peak_flops("rtx3060")
-    from memdlm.planning.gpus import PEAK_TFLOPS
-
-    assert set(PEAK_TFLOPS) <= set(GPUS)
+        find_speed("rtx3060")
+    assert set(SPEEDS) <= set(GPUS)
