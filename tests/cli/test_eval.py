@@ -1,5 +1,6 @@
 """`memdlm eval`: presets and tasks to results that no batch, kill or process count changes."""
 
+import errno
 import json
 import os
 import signal
@@ -12,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from memdlm.evaluation import records
 from memdlm.quickstart.start import CHECKPOINT
 
-from .conftest import SOURCE
+from .conftest import SOURCE, spawn
 
 MODEL = ("--model", CHECKPOINT)
 TASK = "generated_single_needle@64"
@@ -147,9 +149,7 @@ def test_two_processes_give_what_one_gives(tmp_path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     alone = start(tmp_path / "one", *command)
-    pair = [
-        start(tmp_path / "two", *command, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)
-    ]
+    pair = [start(tmp_path / "two", *command, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
     for process in (alone, *pair):
         finish(process)
     (one,) = cells(tmp_path / "one" / "out").values()
@@ -196,14 +196,18 @@ def test_a_dry_run_counts_and_writes_nothing(memdlm, tmp_path) -> None:
         (("babilong_qa1@1k", *MODEL, "--set", "sources.babi=/nowhere"), "give the folder of bAbI"),
         (("ruler_vt@1k", *MODEL), "tokenizer"),
         (("--preset", "ablations/scope", "--tiny", "--arm", "x=y"), "has no arm 'x'"),
-        (("--preset", "paper/figure3", *MODEL), "use memdlm exposure-bias"),
+        (("--preset", "paper/figure3", *MODEL), "name a file with --data"),
+        (("--preset", "paper", *MODEL), "name one of paper/table1"),
+        (("--preset", "paper/table1", *MODEL, "--memory", "on"), "a preset says which arms"),
+        ((TASK, "--model", "/nowhere/at/all"), "no model folder"),
         ((TASK, *MODEL, "--shard", "3/2"), "shard 3 of 2"),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_line(memdlm, tmp_path, arguments, message) -> None:
     output = tmp_path / "eval"
     result = memdlm("eval", *arguments, "-n", "2", "-q", "-o", output)
-    line = result.error_line(1 if message in ("tokenizer", "give the folder of bAbI") else 2)
+    is_usage = message not in ("tokenizer", "give the folder of bAbI", "no model folder")
+    line = result.error_line(2 if is_usage else 1)
     assert message in line
     assert not output.exists()
 
@@ -223,6 +227,45 @@ def test_overwrite_spares_what_is_no_evaluation(memdlm, tmp_path) -> None:
     result = memdlm("eval", TASK, *MODEL, "-q", "-n", "1", "--overwrite", "-o", tmp_path)
     assert "holds no evaluation" in result.error_line(2)
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_a_hub_that_does_not_answer_is_said_before_and_after(tmp_path) -> None:
+    # In a process of its own, since the hub's client reads the environment when it is imported.
+    output = tmp_path / "eval"
+    result = spawn("eval", "babilong_qa1@0k", *MODEL, "-n", "1", "-o", output)
+    assert result.code == 1
+    first, *_, last = result.err.strip().splitlines()
+    assert first.startswith("babilong_qa1@0k needs the network: RMT-team/babilong-1k-samples")
+    assert "sources.babi" in last
+    assert "Traceback" not in result.err
+    assert not output.exists()
+
+
+def test_a_full_disk_loses_no_answer(memdlm, tmp_path, monkeypatch) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    command = ("eval", TASK, *MODEL, "-n", "4", "-o", tmp_path / "eval")
+    with monkeypatch.context() as patch:
+        real = records.write_text
+        patch.setattr(
+            records, "write_text", lambda p, t: (full if "seed0" in p.name else real)(p, t)
+        )
+        result = memdlm(*command)
+    assert result.code == 1
+    assert "the disk is full" in result.err.splitlines()[-1]
+    again = memdlm(*command)
+    assert again.code == 0
+    assert "to compute" not in again.err  # every answer was stored
+    assert len(cells(tmp_path / "eval")) == 1
+
+
+def test_figure_3_is_a_preset_like_the_others(memdlm, tmp_path) -> None:
+    command = ("eval", "--preset", "paper/figure3", "--tiny", *MODEL, "--standard", CHECKPOINT)
+    result = memdlm(*command, "-n", "4", "-q", "-o", tmp_path / "bias")
+    assert result.code == 0, result.err
+    found = json.loads((tmp_path / "bias" / "exposure_bias.json").read_text())
+    assert [arm["name"] for arm in found["arms"]] == ["standard", "train_only", "train_inference"]
 
 
 def test_the_list_names_tasks_and_presets(memdlm) -> None:

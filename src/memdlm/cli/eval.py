@@ -45,6 +45,10 @@ def eval(  # the command's name; Python's own is not used here
             help="Preset: the model of one variant, e.g. of an ablation. Repeat it.",
         ),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="paper/figure3: file or hub name of rows to measure it on."),
+    ] = None,
     memory: Annotated[
         str | None,
         typer.Option(
@@ -116,7 +120,8 @@ def eval(  # the command's name; Python's own is not used here
 
     silence_libraries()
 
-    from memdlm.cli.evaluation_run import EvaluationRequest, run_request, show_list_of_tasks
+    from memdlm.cli.evaluation_request import EvaluationRequest
+    from memdlm.cli.evaluation_run import run_request, show_list_of_tasks
 
     if show_list:
         show_list_of_tasks()
@@ -128,6 +133,7 @@ def eval(  # the command's name; Python's own is not used here
             model=model,
             adapter=adapter,
             standard=standard,
+            data=data,
             arms=tuple(arms or ()),
             memory=memory,
             tiny=tiny,

@@ -71,7 +71,7 @@ class EvaluationFolder:
             CheckpointError: Its description cannot be read, or the folder cannot be made.
         """
         path = self.path / EVALUATION
-        if not path.is_file() and self.path.exists() and not self._is_free():
+        if self.holds_other_files:
             raise UsageError(f"{self.path} holds other files: choose another place with --output")
         self.path.mkdir(parents=True, exist_ok=True)
         with _locked(self.path / _LOCK):
@@ -95,8 +95,19 @@ class EvaluationFolder:
             if merged != found:
                 write_text(path, _dump(merged))
 
-    def _is_free(self) -> bool:
-        return self.path.is_dir() and {entry.name for entry in self.path.iterdir()} <= {_LOCK}
+    @property
+    def holds_other_files(self) -> bool:
+        """Whether something is at this place that is no evaluation, finished or just beginning."""
+        if not self.path.is_dir():
+            return self.path.exists()
+        if (self.path / EVALUATION).is_file():
+            return False
+        # Another process may be beginning the same evaluation at this moment.
+        ours = (_LOCK, VERSIONS, EVALUATION)
+        return not all(
+            any(entry.name.startswith((name, f".{name}")) for name in ours)
+            for entry in self.path.iterdir()
+        )
 
     def read(self, key: CellKey, settings: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return a finished cell, None if there is none.

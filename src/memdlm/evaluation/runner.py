@@ -14,20 +14,18 @@ from typing import Any
 from torch import nn
 
 from memdlm.backbones.adapters import base_of_adapter
-from memdlm.backbones.loading import default_device, load_model
-from memdlm.backbones.reading import read_config
-from memdlm.backbones.tokenizers import load_tokenizer
+from memdlm.backbones.reading import check_exists, read_config
 from memdlm.evaluation.config import Arm, EvalConfig
 from memdlm.evaluation.estimate import Estimate
 from memdlm.evaluation.harness.progress import OnProgress
 from memdlm.evaluation.harness.response_cache import ResponseCache
 from memdlm.evaluation.harness.sharding import Shard, ShareDone
+from memdlm.evaluation.loaded import arm_tokenizer, by_model, load_arm
 from memdlm.evaluation.prepared import PreparedTask, check_length, prepare, tokenizer_hash
 from memdlm.evaluation.records import CellKey, EvaluationFolder
 from memdlm.evaluation.task_results import (
     answer_task,
     headline,
-    identity_of,
     language_model,
     task_settings,
 )
@@ -99,14 +97,11 @@ def run_evaluation(
     """
     session = session or Session()
     plan = prepare_all(config, arms, session.say) if plan is None else plan
-    groups: dict[Any, list[Arm]] = {}
-    for arm in arms:
-        if arm.model is not None:
-            groups.setdefault(arm.source, []).append(arm)
+    groups = by_model([arm for arm in arms if arm.model is not None])
     estimate = Estimate(session.say)
     with ResponseCache.open(folder.responses, session.shard) as cache:
         try:
-            for number, group in enumerate(groups.values()):
+            for number, group in enumerate(groups):
                 estimate.num_models_left = len(groups) - number - 1
                 _Run(config, plan, cache, folder, provenance, session, estimate).model(group)
         except Exception as error:
@@ -134,7 +129,7 @@ def prepare_all(config: EvalConfig, arms: Sequence[Arm], say: Say) -> Plan:
     built: dict[tuple[str, str, int], PreparedTask] = {}
     plan: Plan = {}
     for arm in present:
-        tokenizer = load_tokenizer(_tokenizer_source(arm))
+        tokenizer = arm_tokenizer(arm)
         identity = tokenizer_hash(tokenizer)
         plan[arm.name] = {}
         for name in tasks:
@@ -162,20 +157,11 @@ class _Run:
 
     def model(self, arms: Sequence[Arm]) -> None:
         """Evaluate the arms that share one model, which is loaded once."""
-        first = arms[0]
-        tokenizer = load_tokenizer(_tokenizer_source(first))
-        model = load_model(
-            str(first.model),
-            dtype=first.dtype,
-            adapter=first.adapter,
-            device=default_device(),
-            tokenizer=tokenizer,
-            quantization=first.quantization,
-        )
+        loaded = load_arm(arms[0])
+        model, tokenizer, identity = loaded.model, loaded.tokenizer, loaded.identity
         if self.config.context_length is not None:
             own: Any = unwrap(model).config
             own.max_position_embeddings = self.config.context_length
-        identity = identity_of(model, tokenizer, first.quantization)
         todo = []
         for arm in arms:
             for (task, seed), prepared in self.plan[arm.name].items():
@@ -238,11 +224,6 @@ class _Run:
         self.session.say(f"{key}: {headline(prepared, cell)} ({seconds:.0f} s)")
 
 
-def _tokenizer_source(arm: Arm) -> str:
-    """Return where an arm's tokenizer is: with the model, which an adapter folder may lead to."""
-    return str(arm.model)
-
-
 def _context(model: str) -> int:
     """Return the context that a model's config.json says.
 
@@ -251,6 +232,7 @@ def _context(model: str) -> int:
     """
     from transformers import AutoConfig
 
+    check_exists(model)
     path = Path(model).expanduser()
     base = base_of_adapter(path) if (path / "adapter_config.json").is_file() else model
     read_config(str(base))  # with a message of ours if there is none

@@ -1,4 +1,4 @@
-"""An arm's results on one task: answered by the harness, scored by lm-eval, and by what settings."""
+"""An arm's results on one task: answered by the harness, scored by lm-eval, with their settings."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -7,28 +7,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from memdlm.evaluation.config import Arm, EvalConfig
-from memdlm.evaluation.prepared import PreparedTask, quiet_lm_eval, tokenizer_hash
-from memdlm.memory.fingerprint import adapter_fingerprint, base_fingerprint
-from memdlm.memory.parametric_memory import unwrap
+from memdlm.evaluation.prepared import PreparedTask, quiet_lm_eval
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from memdlm.evaluation.harness.model import DiffusionLM
-
-
-def identity_of(
-    model: nn.Module, tokenizer: "PreTrainedTokenizerBase", quantization: str
-) -> dict[str, Any]:
-    """Return who answers: hashes of model, adapter and tokenizer, and the type of the weights."""
-    backbone = unwrap(model)
-    return {
-        "model_fingerprint": base_fingerprint(backbone),
-        "adapter_fingerprint": adapter_fingerprint(backbone),
-        "tokenizer_hash": tokenizer_hash(tokenizer),
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "quantization": quantization,
-    }
 
 
 def task_settings(config: EvalConfig, arm: Arm, prepared: PreparedTask) -> dict[str, Any]:
