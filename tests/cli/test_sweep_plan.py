@@ -63,7 +63,7 @@ def test_all_ablations_share_25_trainings(tmp_path) -> None:
     assert {*shared, "anchor_ratio: 0.8", "stages: both_clean_target"} <= set(default.variants)
     assert default.recipe.memory == MemoryConfig(learning_rate=0.02)
     folders = [evaluation.folder for evaluation in planned.evaluations]
-    assert folders[0] == tmp_path / "ablations/supervision"
+    assert folders[0] == tmp_path / "supervision"
     assert {training.root for training in planned.trainings} == {tmp_path / "trainings"}
 
 

@@ -133,7 +133,7 @@ class SweepRequest:
         recipe: The recipe as plain data; see `base_recipe`.
         source: What messages call it.
         is_tiny: Ask the tiny counterparts' tasks.
-        output: Where results go; of several presets, each in a folder of its name.
+        output: Where results go; of several presets, each in a folder of its own.
         trainings: Where trainings go.
         only: Variants to keep; empty keeps all.
         evaluation: Differences in `EvalConfig`.
@@ -175,7 +175,7 @@ def plan_sweep(request: SweepRequest) -> SweepPlan:
             if is_wanted:
                 _share(trainings, training, f"{_short(preset.name)}: {_base_name(variant.name)}")
             arms.append(PlannedArm(_arm(variant, training, decoder), training.key, is_wanted))
-        folder = request.output if len(request.presets) == 1 else request.output / preset.name
+        folder = request.output if len(request.presets) == 1 else request.output / _short(preset.name)
         config = _config(request, preset)
         evaluations.append(
             PlannedEvaluation(preset, folder, config, tuple(arms), request.is_tiny, base)
