@@ -175,7 +175,9 @@ def plan_sweep(request: SweepRequest) -> SweepPlan:
             if is_wanted:
                 _share(trainings, training, f"{_short(preset.name)}: {_base_name(variant.name)}")
             arms.append(PlannedArm(_arm(variant, training, decoder), training.key, is_wanted))
-        folder = request.output if len(request.presets) == 1 else request.output / _short(preset.name)
+        folder = (
+            request.output if len(request.presets) == 1 else request.output / _short(preset.name)
+        )
         config = _config(request, preset)
         evaluations.append(
             PlannedEvaluation(preset, folder, config, tuple(arms), request.is_tiny, base)
