@@ -88,7 +88,7 @@ def test_results_are_kept_and_never_mixed(measure, tmp_path) -> None:
     assert read(tmp_path / "out") | {"command": ""} == before | {"command": ""}
 
     line = measure("--seed", "1", "--quiet").error_line(2)
-    assert "was measured with other settings (seed: 0, now 1)" in line
+    assert "was measured with other settings (seed: 0 -> 1)" in line
     assert "--overwrite" in line
     assert (tmp_path / "out" / "exposure_bias" / "tiny.json").read_bytes() == first
     assert read(tmp_path / "out") == before

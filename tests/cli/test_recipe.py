@@ -10,12 +10,12 @@ from memdlm.cli.recipe import (
     SET_ELSEWHERE,
     Recipe,
     build_recipe,
-    differences,
     load_recipe,
     resolved,
 )
 from memdlm.cli.settings import apply_overrides, describe, read_yaml, to_yaml
 from memdlm.errors import ConfigError, UsageError
+from memdlm.plain import differences
 from memdlm.training.config import MemDLMConfig
 
 RECIPES = Path(__file__).parents[2] / "recipes"

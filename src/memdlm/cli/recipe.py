@@ -251,14 +251,3 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     kept = {key: value for key, value in defaults.items() if key not in SET_ELSEWHERE}
     plain["training"] = {**kept, **plain["training"]}
     return plain
-
-
-def differences(before: Any, after: Any, path: str = "") -> list[str]:
-    """Return one `key: old -> new` line per setting in which two resolved recipes differ."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        lines = []
-        for key in dict.fromkeys([*before, *after]):
-            full = f"{path}.{key}" if path else str(key)
-            lines += differences(before.get(key), after.get(key), full)
-        return lines
-    return [] if before == after else [f"{path}: {before!r} -> {after!r}"]

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 from memdlm.cli.data_hashes import changed_data
-from memdlm.cli.recipe import build_recipe, differences, resolved
+from memdlm.cli.recipe import build_recipe, resolved
 from memdlm.cli.run_folder import RECIPE, RunFolder
 from memdlm.errors import MemDLMError, UsageError
+from memdlm.plain import differences
 
 # What a checkpoint's tensors belong to: no other network or optimizer could take them.
 _FIXED = ("model", "tiny", "quantization", "adapter", "dtype", "training.optim")

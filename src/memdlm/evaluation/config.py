@@ -35,9 +35,7 @@ class EvalConfig:
     )
     batch_tokens: int | None = field(
         default=None,
-        metadata={
-            "help": "Most tokens of a batch, with padding and answers; unset: no limit."
-        },
+        metadata={"help": "Most tokens of a batch, with padding and answers; unset: no limit."},
     )
     context_length: int | None = field(
         default=None,

@@ -30,8 +30,9 @@ from memdlm.evaluation.loaded import (
     load_arm,
     memory_settings,
 )
-from memdlm.evaluation.measured_cells import FORMAT, plain, read_cell, write_cell
+from memdlm.evaluation.measured_cells import FORMAT, read_cell, write_cell
 from memdlm.evaluation.samples import Sample, check_context, encode_samples, ids_hash
+from memdlm.plain import as_json_gives_it
 from memdlm.uncertainty import NUM_RESAMPLES
 
 CELLS = "exposure_bias"
@@ -215,7 +216,7 @@ def _describe(arm: Arm, facts: Mapping[str, Any]) -> dict[str, Any]:
         "model": arm.model,
         "adapter": arm.adapter,
         "memory": arm.memory.enabled,
-        "settings": plain(facts),
+        "settings": as_json_gives_it(facts),
     }
 
 

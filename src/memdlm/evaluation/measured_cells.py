@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from memdlm.errors import CheckpointError, UsageError
-from memdlm.evaluation.records import differences
 from memdlm.files import write_text
+from memdlm.plain import as_json_gives_it, differences
 
 FORMAT = 1
 
@@ -31,7 +31,7 @@ def read_cell(
         cell = json.loads(path.read_text(encoding="utf-8"))
         if cell["format"] != FORMAT:
             raise ValueError("it is of another format")
-        differing = differences(cell["settings"], plain(settings))
+        differing = differences(cell["settings"], as_json_gives_it(settings))
         measured: dict[str, Any] = dict(cell["measured"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         if overwrite:
@@ -52,10 +52,5 @@ def read_cell(
 def write_cell(path: Path, settings: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
     """Keep a measurement; after a crash its file is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    cell = {"format": FORMAT, "settings": plain(settings), "measured": measured}
+    cell = {"format": FORMAT, "settings": as_json_gives_it(settings), "measured": measured}
     write_text(path, json.dumps(cell, ensure_ascii=False) + "\n")
-
-
-def plain(value: Any) -> Any:
-    """Return a tree as JSON gives it back, tuples as lists."""
-    return json.loads(json.dumps(value))

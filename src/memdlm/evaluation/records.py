@@ -21,6 +21,7 @@ from typing import Any
 
 from memdlm.errors import CheckpointError, UsageError
 from memdlm.files import write_text
+from memdlm.plain import as_json_gives_it, differences
 
 FORMAT = 1
 EVALUATION = "evaluation.json"
@@ -80,13 +81,14 @@ class EvaluationFolder:
                 write_text(path, _dump(description))
                 return
             found = _read(path)
-            merged = _merged(found, _plain(description))
+            wanted = as_json_gives_it(description)
+            merged = _merged(found, wanted)
             if merged is None:
                 names = dict.fromkeys([*found, *description])
                 differing = [
                     name
                     for name in names
-                    if name != "command" and found.get(name) != _plain(description).get(name)
+                    if name != "command" and found.get(name) != wanted.get(name)
                 ]
                 raise UsageError(
                     f"{self.path} holds an evaluation with other {', '.join(differing)}: results "
@@ -120,7 +122,7 @@ class EvaluationFolder:
         if not path.is_file():
             return None
         cell = _read(path)
-        differing = differences(cell.get("settings"), _plain(settings))
+        differing = differences(cell.get("settings"), as_json_gives_it(settings))
         if differing:
             raise UsageError(
                 f"{path} was made with other settings ({'; '.join(differing[:3])}): results are "
@@ -139,17 +141,6 @@ class EvaluationFolder:
         """Append a line about seconds."""
         with (self.path / TIMINGS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-
-
-def differences(before: Any, after: Any, path: str = "") -> list[str]:
-    """Return one `key: old, now new` text for every value in which two plain trees differ."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        lines = []
-        for key in dict.fromkeys([*before, *after]):
-            full = f"{path}.{key}" if path else str(key)
-            lines += differences(before.get(key), after.get(key), full)
-        return lines
-    return [] if before == after else [f"{path}: {before!r}, now {after!r}"]
 
 
 def _merged(found: dict[str, Any], new: dict[str, Any]) -> dict[str, Any] | None:
@@ -178,11 +169,6 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _dump(value: Mapping[str, Any]) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """Return a tree as JSON gives it back, tuples as lists."""
-    return json.loads(json.dumps(value))
 
 
 def _read(path: Path) -> dict[str, Any]:

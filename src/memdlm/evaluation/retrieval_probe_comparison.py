@@ -26,11 +26,12 @@ from memdlm.evaluation.loaded import (
     load_arm,
     memory_settings,
 )
-from memdlm.evaluation.measured_cells import FORMAT, plain, read_cell, write_cell
+from memdlm.evaluation.measured_cells import FORMAT, read_cell, write_cell
 from memdlm.evaluation.retrieval_probe import CONDITIONS, ProbeItem, make_items, probe_batch
 from memdlm.evaluation.retrieval_probe_results import WITH, WITHOUT, figures
 from memdlm.evaluation.samples import Sample, encode_samples
 from memdlm.memory.config import MemoryConfig
+from memdlm.plain import as_json_gives_it
 from memdlm.uncertainty import NUM_RESAMPLES
 
 CELLS = "probe"
@@ -268,7 +269,7 @@ def _describe(
         "label": arm.label,
         "model": arm.model,
         "adapter": arm.adapter,
-        "settings": plain(facts),
+        "settings": as_json_gives_it(facts),
         **figures(
             records,
             settings.conditions,
