@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from memdlm.backbones.tiny import build_tiny
+from memdlm.backbones.tokenizers import load_tokenizer
+from memdlm.cli.evaluation_request import EvaluationRequest, resolve
 from memdlm.evaluation import records
 from memdlm.quickstart.start import CHECKPOINT
 
@@ -170,6 +173,18 @@ def test_a_preset_runs_on_the_tiny_network(memdlm, tmp_path) -> None:
     description = json.loads((output / "evaluation.json").read_text())
     assert [arm["model"] is None for arm in description["arms"]] == [True, False, False]
     assert {place.split("/")[0] for place in cells(output)} == {"train_only", "train_inference"}
+
+
+def test_the_paper_stands_beside_a_preset_by_the_models_backbone(memdlm, tmp_path) -> None:
+    figures = {}
+    for family in ("llada_moe", "llada2"):
+        tokenizer = load_tokenizer(CHECKPOINT)
+        model = tmp_path / family
+        build_tiny(family, tokenizer).save_pretrained(model)
+        tokenizer.save_pretrained(model)
+        request = EvaluationRequest(preset="paper/table1", model=str(model))
+        figures[family] = resolve(request).description["paper"]["train_only"]["babilong@2k"]
+    assert figures == {"llada_moe": 59.4, "llada2": 63.5}
 
 
 def test_a_dry_run_counts_and_writes_nothing(memdlm, tmp_path) -> None:

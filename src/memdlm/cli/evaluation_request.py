@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from memdlm.backbones.adapters import base_of_adapter
+from memdlm.backbones.reading import check_exists, read_config
 from memdlm.cli.evaluation_arms import (
     ArmDefaults,
     ArmRequest,
@@ -20,6 +22,7 @@ from memdlm.evaluation.config import Arm, EvalConfig
 from memdlm.evaluation.presets import EXPOSURE_BIAS, Preset, Variant, find_presets
 from memdlm.evaluation.records import FORMAT
 from memdlm.evaluation.tasks.table import expand, find_task
+from memdlm.reporting.paper import paper_figures
 
 SOURCE = "memdlm eval"
 MEMORY_CHOICES = ("on", "off", "both")
@@ -79,7 +82,9 @@ def resolve(request: EvaluationRequest) -> Evaluation:
         title = f"{request.model} on {', '.join(request.tasks)}"
         return Evaluation(config, arms, describe_evaluation(None, title, config, arms))
     title = titled(preset, request.tiny)
-    described = describe_evaluation(preset, title, config, arms, is_tiny=request.tiny)
+    described = describe_evaluation(
+        preset, title, config, arms, is_tiny=request.tiny, backbone=_architecture(arms)
+    )
     return Evaluation(config, arms, described)
 
 
@@ -96,8 +101,18 @@ def describe_evaluation(
     *,
     is_tiny: bool = False,
     command: str | None = None,
+    backbone: str | None = None,
 ) -> dict[str, Any]:
     """Return what `evaluation.json` says: what is compared, on what, by which command.
+
+    Args:
+        preset: The preset; None for tasks that the user has named.
+        title: Of the comparison.
+        config: Its settings.
+        arms: What is compared.
+        is_tiny: Whether the preset's tiny tasks are asked.
+        command: What was typed; this process's own by default.
+        backbone: A name of the base model, by which the paper's backbones are told apart.
 
     Raises:
         UsageError: A task is unknown.
@@ -117,7 +132,31 @@ def describe_evaluation(
         "num_samples": {
             name: config.num_samples or find_task(name)[0].num_samples for name in tasks
         },
+        "paper": _published(preset, arms, [*tasks, *groups], backbone),
     }
+
+
+def _published(
+    preset: Preset | None, arms: Sequence[Arm], columns: Sequence[str], backbone: str | None
+) -> dict[str, dict[str, float]]:
+    """Return the paper's scores: arm -> column -> percent; ranges are left out."""
+    found: dict[str, dict[str, float]] = {}
+    for arm in arms:
+        for column in columns:
+            name = None if preset is None else preset.name
+            figure = paper_figures(name, arm.name, column, backbone)
+            if figure is not None and figure.low == figure.high:
+                found.setdefault(arm.name, {})[column] = figure.low
+    return found
+
+
+def _architecture(arms: Sequence[Arm]) -> str | None:
+    """Return the architecture of the first model there is."""
+    model = next(arm.model for arm in arms if arm.model is not None)
+    check_exists(model)
+    path = Path(model)
+    base = base_of_adapter(path) if (path / "adapter_config.json").is_file() else model
+    return next(iter(read_config(str(base)).get("architectures") or []), None)
 
 
 def command_line() -> str:

@@ -1,13 +1,13 @@
 """What `exposure-bias` and `probe` share: arms by name, provenance, tables, results on the disk."""
 
 import json
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from memdlm.cli.evaluation_arms import ArmDefaults, ArmRequest, read_arms, resolve_arm
+from memdlm.cli.evaluation_request import command_line
 from memdlm.cli.settings import apply_overrides, nearest
 from memdlm.errors import CheckpointError, UsageError
 from memdlm.evaluation.config import Arm
@@ -103,7 +103,7 @@ def begin_results(output: Path, name: str, arms: Sequence[str], overwrite: bool)
 def provenance() -> dict[str, Any]:
     """Return command, commit and versions, as results record them."""
     return {
-        "command": shlex.join(["memdlm", *sys.argv[1:]]),
+        "command": command_line(),
         "commit": collect_commit(Path.cwd())["git_commit"],
         "versions": collect_versions(),
     }

@@ -16,9 +16,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from memdlm.cli.evaluation_arms import describe_arm
+from memdlm.cli.evaluation_request import describe_evaluation, titled
 from memdlm.cli.run_folder import RECIPE
 from memdlm.cli.settings import to_plain, to_yaml
 from memdlm.cli.sweep_jobs import Job, JobsOutcome, run_jobs
@@ -28,11 +27,10 @@ from memdlm.errors import MemDLMError, StoppedError
 from memdlm.evaluation.config import Arm
 from memdlm.evaluation.exposure_bias_comparison import RESULT as BIAS_RESULT
 from memdlm.evaluation.presets import EXPOSURE_BIAS
-from memdlm.evaluation.records import FORMAT, CellKey, EvaluationFolder
-from memdlm.evaluation.tasks.table import expand, find_task
+from memdlm.evaluation.records import CellKey, EvaluationFolder
+from memdlm.evaluation.tasks.table import expand
 from memdlm.files import write_text
 from memdlm.reporting.evaluation_folder import holds_results
-from memdlm.reporting.paper import paper_figures
 from memdlm.versions import collect_commit, collect_devices, collect_versions
 
 SWEEP = "sweep"
@@ -94,40 +92,17 @@ def run_sweep(plan: SweepPlan, options: SweepOptions) -> None:
 
 def _begin(evaluation: PlannedEvaluation, command: str) -> None:
     """Write down what is evaluated, or check that the folder holds the same."""
-    config, preset = evaluation.config, evaluation.preset
-    tasks, groups = expand(config.tasks)
-    description: dict[str, Any] = {
-        "format": FORMAT,
-        "preset": preset.name,
-        "title": f"{preset.title}{', tiny tasks' if evaluation.is_tiny else ''}",
-        "kind": preset.kind,
-        "is_tiny": evaluation.is_tiny,
-        "command": command,
-        "arms": [describe_arm(planned.arm) for planned in evaluation.arms],
-        "tasks": tasks,
-        "groups": groups,
-        "seeds": list(config.seeds),
-        "num_samples": {
-            name: config.num_samples or find_task(name)[0].num_samples for name in tasks
-        },
-        "paper": _published(evaluation, [*tasks, *groups]),
-    }
+    description = describe_evaluation(
+        evaluation.preset,
+        titled(evaluation.preset, evaluation.is_tiny),
+        evaluation.config,
+        [planned.arm for planned in evaluation.arms],
+        is_tiny=evaluation.is_tiny,
+        command=command,
+        backbone=evaluation.recipe.model,
+    )
     versions = {**collect_versions(), **collect_devices(), **collect_commit(Path())}
     EvaluationFolder(evaluation.folder).begin(description, versions)
-
-
-def _published(
-    evaluation: PlannedEvaluation, columns: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    """Return the paper's scores of the recipe's backbone: arm -> column -> percent."""
-    found: dict[str, dict[str, float]] = {}
-    for planned in evaluation.arms:
-        name = planned.arm.name
-        for column in columns:
-            figure = paper_figures(evaluation.preset.name, name, column, evaluation.recipe.model)
-            if figure is not None and figure.low == figure.high:
-                found.setdefault(name, {})[column] = figure.low
-    return found
 
 
 def sweep_jobs(plan: SweepPlan, command: str) -> list[Job]:
