@@ -29,6 +29,7 @@ from rich.table import Table
 from benchmarks.speed.train import environment
 from memdlm.backbones import experts
 from memdlm.backbones.tiny import build_tiny
+from memdlm.cli.quiet import silence_libraries
 from memdlm.evaluation.config import EvalConfig
 from memdlm.evaluation.harness.model import DiffusionLM
 from memdlm.evaluation.prepared import prepare
@@ -182,9 +183,11 @@ def main() -> None:
     parser.add_argument("--num-samples", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="of both ways; 2 need idle cores")
     parser.add_argument("--json-out", type=Path)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(arguments.threads)
+    silence_libraries()
     cases = product(arguments.family, arguments.words, arguments.memory)
     results = [
         bench(

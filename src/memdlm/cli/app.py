@@ -11,6 +11,7 @@ from typer.exceptions import TyperException
 
 import memdlm
 from memdlm.cli.failures import describe_failure
+from memdlm.cli.invocation import remember
 from memdlm.errors import StoppedError, UsageError
 
 # Command -> the module in memdlm.cli that holds a function of the same name, or an application
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    remember(arguments)
     command = typer.main.get_command(build_app())
     try:
         result = command.main(arguments, prog_name="memdlm", standalone_mode=False)

@@ -1,7 +1,5 @@
 """What `memdlm eval` is asked: from its arguments to arms and settings, each checked."""
 
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,6 +14,7 @@ from memdlm.cli.evaluation_arms import (
     read_arms,
     resolve_arm,
 )
+from memdlm.cli.invocation import command_line
 from memdlm.cli.settings import apply_overrides, build, nearest
 from memdlm.errors import UsageError
 from memdlm.evaluation.config import Arm, EvalConfig
@@ -157,11 +156,6 @@ def _architecture(arms: Sequence[Arm]) -> str | None:
     path = Path(model)
     base = base_of_adapter(path) if (path / "adapter_config.json").is_file() else model
     return next(iter(read_config(str(base)).get("architectures") or []), None)
-
-
-def command_line() -> str:
-    """Return what was typed, as a shell would read it again."""
-    return shlex.join(["memdlm", *sys.argv[1:]])
 
 
 def preset_of(request: EvaluationRequest) -> Preset | None:

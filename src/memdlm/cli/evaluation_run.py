@@ -9,11 +9,11 @@ from rich.console import Console
 from memdlm.cli.evaluation_progress import EvaluationProgress
 from memdlm.cli.evaluation_request import (
     EvaluationRequest,
-    command_line,
     preset_of,
     resolve,
     titled,
 )
+from memdlm.cli.invocation import command_line
 from memdlm.cli.report import print_results
 from memdlm.errors import UsageError
 from memdlm.evaluation.harness.sharding import Shard

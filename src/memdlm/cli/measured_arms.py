@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from memdlm.cli.evaluation_arms import ArmDefaults, ArmRequest, read_arms, resolve_arm
-from memdlm.cli.evaluation_request import command_line
+from memdlm.cli.invocation import command_line
 from memdlm.cli.settings import apply_overrides, nearest
 from memdlm.errors import CheckpointError, UsageError
 from memdlm.evaluation.config import Arm

@@ -1,6 +1,5 @@
 """`memdlm sweep`: train and evaluate every variant of a table, a figure or an ablation."""
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -126,6 +125,7 @@ def sweep(
 
         show_plan(plan, gpu)
         return
+    from memdlm.cli.invocation import command_line
     from memdlm.cli.sweep_run import SweepOptions, run_sweep
 
     run_sweep(
@@ -134,7 +134,7 @@ def sweep(
             jobs=jobs or max(1, len(devices)),
             gpus=devices,
             threads=1 if threads is None and request.is_tiny else threads,
-            command=shlex.join(["memdlm", *sys.argv[1:]]),
+            command=command_line(),
         ),
     )
     for evaluation in plan.evaluations:

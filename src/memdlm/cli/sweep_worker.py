@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memdlm.cli.failures import describe_failure
+from memdlm.cli.invocation import remember
 from memdlm.cli.settings import build
 from memdlm.errors import DataError, MemDLMError
 from memdlm.files import write_text
@@ -64,7 +65,7 @@ def _work(path: Path) -> None:
     config = build(EvalConfig, spec["config"], str(path))
     arms = [build(Arm, arm, str(path)) for arm in spec["arms"]]
     # Results record what a person can type again, which is the sweep.
-    sys.argv = shlex.split(spec["command"])
+    remember(shlex.split(spec["command"])[1:])
     if preset.kind == EXPOSURE_BIAS:
         _measure_exposure_bias(spec, preset, config, arms)
     else:
