@@ -86,6 +86,7 @@ def test_results_are_kept_and_never_mixed(measure, tmp_path) -> None:
     assert again.code == 0
     assert "tiny: measured before" in again.err
     assert read(tmp_path / "out") | {"command": ""} == before | {"command": ""}
+    before = read(tmp_path / "out")
 
     line = measure("--seed", "1", "--quiet").error_line(2)
     assert "was measured with other settings (seed: 0 -> 1)" in line

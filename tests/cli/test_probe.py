@@ -78,6 +78,7 @@ def test_results_are_kept_and_never_mixed(ask, tmp_path) -> None:
     again = ask("--batch-size", "16")
     assert "tiny: measured before" in again.err
     assert read(tmp_path / "out") | {"command": ""} == before | {"command": ""}
+    before = read(tmp_path / "out")
 
     # Another needle in the same text is another question.
     others = [{**row, "evidence": "the key"} for row in ROWS]

@@ -9,7 +9,7 @@ import pytest
 
 from memdlm.backbones import LLaDA2Config, LLaDA2ForMaskedLM
 from memdlm.cli.presets import REFERENCE
-from memdlm.cli.recipe import build_recipe, differences, load_recipe, resolved
+from memdlm.cli.recipe import build_recipe, load_recipe, resolved
 from memdlm.cli.recipe_parts import build_model
 from memdlm.cli.settings import read_yaml
 from memdlm.data.config import DataConfig
@@ -18,6 +18,7 @@ from memdlm.data.tasks import generate_examples
 from memdlm.data.tasks.config import TaskConfig
 from memdlm.data.tokenizer import build_word_tokenizer
 from memdlm.errors import ConfigError, UsageError
+from memdlm.plain import differences
 from tests.conftest import make_model
 
 ROOT = Path(__file__).parents[2]

@@ -61,10 +61,19 @@ class Background:
         return taken
 
 
-def read_background(path: Path, count: Callable[[Sequence[str]], list[int]]) -> Background:
-    """Read a plain text; all white space becomes single blanks.
+def read_book(path: Path) -> str:
+    """Return a plain text without what Project Gutenberg puts before and after a book.
 
-    What Project Gutenberg puts before and after a book is left out.
+    Raises:
+        DataError: The file cannot be read, or is not UTF-8.
+    """
+    text = read_text(path)
+    book = _BOOK.search(text)
+    return book[1] if book else text
+
+
+def read_background(path: Path, count: Callable[[Sequence[str]], list[int]]) -> Background:
+    """Read a plain text's sentences; all white space becomes single blanks.
 
     Args:
         path: A text file in UTF-8.
@@ -73,10 +82,7 @@ def read_background(path: Path, count: Callable[[Sequence[str]], list[int]]) -> 
     Raises:
         DataError: The file cannot be read, or has no sentence of ten tokens.
     """
-    text = read_text(path)
-    book = _BOOK.search(text)
-    flat = " ".join((book[1] if book else text).split())
-    candidates = _END.split(flat)
+    candidates = _END.split(" ".join(read_book(path).split()))
     sizes = count([f" {sentence}" for sentence in candidates])
     kept = [
         (sentence, size)

@@ -6,8 +6,8 @@ which begin at a random one. Different on purpose:
 
 - A length counts the whole prompt (lm-eval's description and examples, text, question, the token
   that opens a text) and the room for the answer. There it counts facts and background only.
-- Questions are drawn at random from the `*_test.txt` file, not in its order, and one whose prompt
-  is too long even without background is passed over.
+- Questions are drawn at random from the split's file, not in its order, and one whose prompt is too
+  long even without background is passed over.
 - White space in the background, line breaks included, becomes single blanks.
 """
 
@@ -29,8 +29,9 @@ def make_documents(
     task: str,
     max_new_tokens: int,
     write_prompt: Callable[[dict[str, Any]], str],
+    split: str = "test",
 ) -> list[dict[str, Any]]:
-    """Hide questions of bAbI's test file; return lm-eval's documents, at most `num_samples`.
+    """Hide questions of one of bAbI's files; return lm-eval's documents, at most `num_samples`.
 
     The questions depend on the seed, not on the length, as far as they fit into it.
 
@@ -39,7 +40,8 @@ def make_documents(
             background and without a limit.
         task: bAbI's, `qa1` to `qa5`.
         max_new_tokens: Room for the answer.
-        write_prompt: Gives the whole prompt of a document.
+        write_prompt: Gives the whole prompt of a document (`task.prompt_writer`).
+        split: `test`, or `train` for rows to train on; evaluations ask about `test` only.
 
     Returns:
         Documents of `id` (place of the question in its file), `input`, `question` and `target`.
@@ -50,7 +52,7 @@ def make_documents(
     """
     sources, length = request.sources, request.length or 0
     assert sources.babi is not None
-    questions = list(read_babi(find_babi_file(Path(sources.babi), task, "test")))
+    questions = list(read_babi(find_babi_file(Path(sources.babi), task, split)))
     order = list(range(len(questions)))
     random.Random(derive_seed(request.seed, f"babilong/{task}/questions")).shuffle(order)
 

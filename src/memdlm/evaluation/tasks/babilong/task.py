@@ -35,8 +35,7 @@ def build(request: TaskRequest, task: str) -> dict[str, Any]:
         DataError: Data is missing, unreadable or too short; the hub lacks the length or cannot be
             reached; or the tokenizer does not know a word.
     """
-    definition = read_definition("babilong", f"babilong_{task}")
-    definition.pop("metadata", None)
+    definition = _definition(task)
     lm_eval_score = definition["process_results"]
 
     def process_results(document: dict[str, Any], results: list[str]) -> dict[str, float]:
@@ -49,7 +48,7 @@ def build(request: TaskRequest, task: str) -> dict[str, Any]:
         for metric in ("acc", "strict")
     ]
     definition["generation_kwargs"] |= {"max_gen_toks": MAX_NEW_TOKENS}
-    write_prompt = _prompt_writer(definition, request.name)
+    write_prompt = prompt_writer(task)
     if request.sources.babi is None:
         documents = _read_hub(request, task)
     else:
@@ -85,15 +84,24 @@ def _read_hub(request: TaskRequest, task: str) -> list[dict[str, Any]]:
     ]
 
 
-def _prompt_writer(definition: dict[str, Any], name: str) -> Callable[[dict[str, Any]], str]:
-    """Return lm-eval's own way from a document to the whole prompt, for measuring it."""
+def prompt_writer(task: str) -> Callable[[dict[str, Any]], str]:
+    """Return lm-eval's own way from a document of `qa1` to `qa5` to the whole prompt.
+
+    A document has `input`, `question` and `target`.
+    """
     blank = {"input": "", "question": "", "target": ""}
-    task = as_lm_eval_task(with_documents(definition, name, [blank]))
+    made = as_lm_eval_task(with_documents(_definition(task), f"babilong_{task}", [blank]))
 
     def write_prompt(document: dict[str, Any]) -> str:
-        return str(task.fewshot_context(document, num_fewshot=task.config.num_fewshot))
+        return str(made.fewshot_context(document, num_fewshot=made.config.num_fewshot))
 
     return write_prompt
+
+
+def _definition(task: str) -> dict[str, Any]:
+    definition = read_definition("babilong", f"babilong_{task}")
+    definition.pop("metadata", None)
+    return definition
 
 
 def _hub(sources: TaskSources) -> str | None:
