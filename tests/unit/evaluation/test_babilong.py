@@ -13,7 +13,9 @@ from memdlm.data.encoding import encode_prompt
 from memdlm.data.tokenizer import build_word_tokenizer
 from memdlm.errors import DataError
 from memdlm.evaluation.tasks.babilong import BABILONG
+from memdlm.evaluation.tasks.babilong.local import make_documents
 from memdlm.evaluation.tasks.babilong.scoring import LABELS, only_label
+from memdlm.evaluation.tasks.babilong.task import prompt_writer
 from memdlm.evaluation.tasks.table import expand, find_task
 from memdlm.evaluation.tasks.task import TaskRequest, TaskSources, as_lm_eval_task
 
@@ -179,6 +181,21 @@ def test_facts_keep_their_order_among_consecutive_sentences(sources: TaskSources
     pages = [int(words[i + 1]) for i, word in enumerate(words) if word == "Page"]
     assert len(pages) > 10
     assert all((after - before) % len(BOOK) == 1 for before, after in pairwise(pages))
+
+
+def test_rows_to_train_on_are_the_same_prompts_of_the_training_stories(
+    sources: TaskSources,
+) -> None:
+    write_prompt = prompt_writer("qa1")
+    asked = build(request(sources))
+    assert prompts(asked) == [write_prompt(row) for row in asked.eval_docs]
+    tokenizer = build_word_tokenizer([*map(write_prompt, asked.eval_docs), "Trainee"])
+    made = request(sources, tokenizer=tokenizer)
+    rows = make_documents(made, "qa1", 16, write_prompt, split="train")
+    assert sorted(row["id"] for row in rows) == [0, 1, 2]
+    assert any("Trainee moved to the bathroom." in row["input"] for row in rows)
+    assert not any("Mary" in row["input"] for row in rows)
+    assert make_documents(made, "qa1", 16, write_prompt) == list(asked.eval_docs)
 
 
 def test_facts_fall_everywhere(sources: TaskSources) -> None:
