@@ -196,16 +196,16 @@ def main() -> int:
         "--lengths",
         nargs="+",
         type=positive,
-        default=[224, 240, 256, 272, 288, 320],
+        default=[224, 240, 256, 272, 288],
         metavar="N",
-        help="tokens of prompt and answer together (default: 224 to 320); qa3 has 96 more",
+        help="tokens of prompt and answer together (default: 224 to 288); qa3 has 96 more",
     )
     parser.add_argument(
         "--rows",
         type=positive,
-        default=600,
+        default=1000,
         metavar="N",
-        help="rows per task and length, at most (default: 600)",
+        help="rows per task and length, at most (default: 1000)",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true")
