@@ -323,7 +323,9 @@ class Terminal:
     def __init__(self, *arguments: object) -> None:
         """Start it; every step is slow enough to be seen, and stopped."""
         slow = (
-            "import sys, time; from memdlm.cli import chat_view, main\n"
+            "import signal, sys, time; from memdlm.cli import chat_view, main\n"
+            # A shell lets what it starts in the background ignore Ctrl-C, and so these tests.
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "update = chat_view.LiveAnswer.update\n"
             "def slowly(self, step):\n    time.sleep(0.06); update(self, step)\n"
             "chat_view.LiveAnswer.update = slowly\n"
