@@ -1,6 +1,7 @@
 """`memdlm eval`: presets and tasks to results that no batch, kill or process count changes."""
 
 import errno
+import importlib.util
 import json
 import os
 import signal
@@ -254,6 +255,15 @@ def test_a_hub_that_does_not_answer_is_said_before_and_after(tmp_path) -> None:
     assert "sources.babi" in last
     assert "Traceback" not in result.err
     assert not output.exists()
+
+
+def test_the_extra_is_named_where_it_is_missing(memdlm, tmp_path, monkeypatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "lm_eval" else real(name)
+    )
+    result = memdlm("eval", TASK, *MODEL, "-q", "-o", tmp_path / "eval")
+    assert "pip install 'memdlm[eval]'" in result.error_line(2)
 
 
 def test_a_full_disk_loses_no_answer(memdlm, tmp_path, monkeypatch) -> None:

@@ -30,6 +30,7 @@ from memdlm.evaluation.task_results import (
     task_settings,
 )
 from memdlm.evaluation.tasks.table import expand, find_task
+from memdlm.evaluation.tasks.task import with_harness
 from memdlm.memory.parametric_memory import unwrap
 
 Say = Callable[[str], None]
@@ -116,6 +117,7 @@ def prepare_all(config: EvalConfig, arms: Sequence[Arm], say: Say) -> Plan:
     Raises:
         UsageError, DataError, CheckpointError: As `run_evaluation`.
     """
+    with_harness()
     tasks, _ = expand(config.tasks)
     present = [arm for arm in arms if arm.model is not None]
     for name in tasks:
