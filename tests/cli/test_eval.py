@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from memdlm.backbones.tiny import build_tiny
+from memdlm.backbones.tiny import TinySizes, build_tiny
 from memdlm.backbones.tokenizers import load_tokenizer
 from memdlm.cli.evaluation_request import EvaluationRequest, resolve
 from memdlm.evaluation import records
@@ -226,6 +226,19 @@ def test_what_cannot_be_evaluated_is_one_line(memdlm, tmp_path, arguments, messa
     line = result.error_line(2 if is_usage else 1)
     assert message in line
     assert not output.exists()
+
+
+def test_the_context_is_what_the_evaluation_says_it_is(memdlm, tmp_path) -> None:
+    tokenizer = load_tokenizer(CHECKPOINT)
+    model = tmp_path / "short"
+    build_tiny("llada", tokenizer, sizes=TinySizes(context_length=48)).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    command = ("eval", TASK, "--model", model, "-n", "2", "-q", "-o", tmp_path / "eval")
+    assert "the context of 48 tokens" in memdlm(*command).err
+    beyond = memdlm(*command, "--overwrite", "--set", "context_length=128")
+    assert beyond.code == 0, beyond.err
+    (cell,) = cells(tmp_path / "eval").values()
+    assert cell["settings"]["context_length"] == 128
 
 
 def test_results_of_other_settings_are_never_mixed_in(memdlm, tmp_path) -> None:
