@@ -111,10 +111,11 @@ def eval(  # the command's name; Python's own is not used here
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
-    """Score a model on TASKs, or the arms of a preset; `memdlm report FOLDER` draws the page.
+    """Score a model on TASKs, or the arms of a preset.
 
-    What a killed run has answered is kept: the same command goes on. Under torchrun the processes
-    share the requests.
+    After a kill the same command goes on with what is missing.
+
+    Under torchrun the processes share the requests. `memdlm report` draws the page.
     """
     from memdlm.cli.quiet import silence_libraries
 
