@@ -41,6 +41,11 @@ def test_every_command_is_in_the_help_and_has_help(memdlm) -> None:
     assert memdlm().out == overview.out
 
 
+def test_help_does_not_break_lines_where_the_source_does(memdlm, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "Several of it on one folder share the work." in memdlm("sweep", "--help").out
+
+
 def test_the_installed_entry_point_is_main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"]["memdlm"] == "memdlm.cli:main"

@@ -1,9 +1,10 @@
 """The table of commands, and the one place where an error becomes a line and an exit code."""
 
 import importlib
+import inspect
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -53,8 +54,14 @@ def build_app() -> typer.Typer:
         if isinstance(entry, typer.Typer):
             app.add_typer(entry, name=name)
         else:
-            app.command(name)(entry)
+            app.command(name, help=_in_whole_paragraphs(entry))(entry)
     return app
+
+
+def _in_whole_paragraphs(entry: Callable[..., None]) -> str:
+    """Return a docstring without the line breaks of the source, which Typer would show."""
+    paragraphs = (inspect.getdoc(entry) or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
