@@ -76,7 +76,7 @@ def _measure_exposure_bias(request: EvaluationRequest, preset: Preset) -> None:
         UsageError: There are no rows, or an argument does not apply.
     """
     from memdlm.cli.exposure_bias_run import run_exposure_bias
-    from memdlm.evaluation.exposure_bias_comparison import BiasSettings
+    from memdlm.evaluation.exposure_bias.comparison import BiasSettings
     from memdlm.evaluation.samples import read_samples
 
     if request.tasks or request.shard or request.dry_run:

@@ -62,7 +62,7 @@ def exposure_bias(
 
     from memdlm.cli.exposure_bias_run import run_exposure_bias
     from memdlm.cli.measured_arms import read_measured_arms, sharing_settings
-    from memdlm.evaluation.exposure_bias_comparison import BiasSettings
+    from memdlm.evaluation.exposure_bias.comparison import BiasSettings
     from memdlm.evaluation.samples import read_samples
 
     source = "memdlm exposure-bias"

@@ -12,7 +12,7 @@ from memdlm.cli.measured_arms import (
     write_json,
 )
 from memdlm.evaluation.config import Arm
-from memdlm.evaluation.exposure_bias_comparison import (
+from memdlm.evaluation.exposure_bias.comparison import (
     RESULT,
     BiasSettings,
     compare_exposure_bias,

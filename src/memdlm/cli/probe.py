@@ -69,8 +69,8 @@ def probe(
 
     from memdlm.cli.measured_arms import read_measured_arms, sharing_settings
     from memdlm.cli.probe_run import run_probe
-    from memdlm.evaluation.retrieval_probe import CONDITIONS
-    from memdlm.evaluation.retrieval_probe_comparison import ProbeSettings
+    from memdlm.evaluation.retrieval_probe.asking import CONDITIONS
+    from memdlm.evaluation.retrieval_probe.comparison import ProbeSettings
     from memdlm.evaluation.samples import read_samples
 
     source = "memdlm probe"

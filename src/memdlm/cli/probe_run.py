@@ -12,7 +12,7 @@ from memdlm.cli.measured_arms import (
     write_json,
 )
 from memdlm.evaluation.config import Arm
-from memdlm.evaluation.retrieval_probe_comparison import RESULT, ProbeSettings, compare_retrieval
+from memdlm.evaluation.retrieval_probe.comparison import RESULT, ProbeSettings, compare_retrieval
 from memdlm.evaluation.samples import Sample
 from memdlm.reporting.page import Place
 from memdlm.reporting.retrieval_probe import effect_rows, result_rows, retrieval_probe_section

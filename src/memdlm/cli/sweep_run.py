@@ -25,7 +25,7 @@ from memdlm.cli.sweep_plan import PlannedEvaluation, SweepPlan, Training
 from memdlm.cli.sweep_worker import is_answered
 from memdlm.errors import MemDLMError, StoppedError
 from memdlm.evaluation.config import Arm
-from memdlm.evaluation.exposure_bias_comparison import RESULT as BIAS_RESULT
+from memdlm.evaluation.exposure_bias.comparison import RESULT as BIAS_RESULT
 from memdlm.evaluation.presets import EXPOSURE_BIAS
 from memdlm.evaluation.records import CellKey, EvaluationFolder
 from memdlm.evaluation.tasks.table import expand

@@ -92,7 +92,7 @@ def _measure_exposure_bias(
     spec: Mapping[str, Any], preset: "Preset", config: "EvalConfig", arms: "Sequence[Arm]"
 ) -> None:
     from memdlm.cli.exposure_bias_run import run_exposure_bias
-    from memdlm.evaluation.exposure_bias_comparison import BiasSettings
+    from memdlm.evaluation.exposure_bias.comparison import BiasSettings
     from memdlm.evaluation.samples import read_samples
 
     number, seed = config.num_samples or 1, config.seeds[0]

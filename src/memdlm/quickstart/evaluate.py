@@ -11,8 +11,8 @@ import torch
 from memdlm.data.config import DataConfig
 from memdlm.data.dataset import encode_rows
 from memdlm.data.tasks import TaskConfig, chance_level, generate_examples, score_text
-from memdlm.evaluation.exposure_bias import measure_exposure_bias
-from memdlm.evaluation.exposure_bias_results import ExposureBias
+from memdlm.evaluation.exposure_bias.measuring import measure_exposure_bias
+from memdlm.evaluation.exposure_bias.results import ExposureBias
 from memdlm.inference import generate
 from memdlm.memory.config import MemoryConfig
 from memdlm.quickstart.config import QuickstartConfig

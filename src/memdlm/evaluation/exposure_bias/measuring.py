@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from memdlm.diffusion.objective import ObjectiveConfig
 from memdlm.errors import DataError, UsageError
-from memdlm.evaluation.exposure_bias_results import BiasSums, ExposureBias
+from memdlm.evaluation.exposure_bias.results import BiasSums, ExposureBias
 from memdlm.memory.config import MemoryConfig
 from memdlm.memory.parametric_memory import ParametricMemory
 from memdlm.sampling.canvas import prompt_canvas

@@ -20,8 +20,8 @@ from memdlm.data.config import CHAT_TEMPLATE
 from memdlm.data.encoding import Example
 from memdlm.errors import ConfigError, UsageError
 from memdlm.evaluation.config import Arm
-from memdlm.evaluation.exposure_bias import measure_bias_sums
-from memdlm.evaluation.exposure_bias_results import BiasSums, curve_record, pair_records
+from memdlm.evaluation.exposure_bias.measuring import measure_bias_sums
+from memdlm.evaluation.exposure_bias.results import BiasSums, curve_record, pair_records
 from memdlm.evaluation.loaded import (
     LoadedModel,
     arm_tokenizer,

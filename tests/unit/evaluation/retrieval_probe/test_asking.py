@@ -12,15 +12,15 @@ from memdlm.backbones.tiny import TinySizes, build_tiny
 from memdlm.data.tasks import TaskConfig, generate_examples, score_text, vocabulary
 from memdlm.data.tokenizer import build_word_tokenizer
 from memdlm.errors import ConfigError, DataError
-from memdlm.evaluation import retrieval_probe
-from memdlm.evaluation.retrieval_probe import (
+from memdlm.evaluation.retrieval_probe import asking
+from memdlm.evaluation.retrieval_probe.asking import (
     CONDITIONS,
     ProbeItem,
     make_items,
     probe_batch,
     score_response,
 )
-from memdlm.evaluation.retrieval_probe_results import figures
+from memdlm.evaluation.retrieval_probe.results import figures
 from memdlm.evaluation.samples import Sample, encode_samples, read_samples
 from memdlm.memory.config import MemoryConfig
 from memdlm.sampling.config import SamplingConfig
@@ -102,7 +102,7 @@ def test_each_condition_asks_with_its_prompt_its_mask_and_the_memory_of_the_whol
         asked.append((getattr(model, "scope", None), prompts, named["memories"]))
         return real(model, tokenizer, prompts, *arguments, **named)
 
-    monkeypatch.setattr(retrieval_probe, "generate", spy)
+    monkeypatch.setattr(asking, "generate", spy)
     sampling = SamplingConfig(max_new_tokens=4)
     answered = probe_batch(model, tokenizer, items, list(CONDITIONS), sampling, STRONG)
     assert list(answered) == list(CONDITIONS)

@@ -27,8 +27,8 @@ from memdlm.evaluation.loaded import (
     memory_settings,
 )
 from memdlm.evaluation.measured_cells import FORMAT, read_cell, write_cell
-from memdlm.evaluation.retrieval_probe import CONDITIONS, ProbeItem, make_items, probe_batch
-from memdlm.evaluation.retrieval_probe_results import WITH, WITHOUT, figures
+from memdlm.evaluation.retrieval_probe.asking import CONDITIONS, ProbeItem, make_items, probe_batch
+from memdlm.evaluation.retrieval_probe.results import WITH, WITHOUT, figures
 from memdlm.evaluation.samples import Sample, encode_samples
 from memdlm.memory.config import MemoryConfig
 from memdlm.plain import as_json_gives_it

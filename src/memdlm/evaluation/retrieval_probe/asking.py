@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from memdlm.data.encoding import Example, columns_of, encode_prompt, uses_template
 from memdlm.diffusion.objective import ObjectiveConfig
 from memdlm.errors import ConfigError, DataError
-from memdlm.evaluation.answer_likelihood import answer_nll
-from memdlm.evaluation.blocked_attention import BlockedAttention
+from memdlm.evaluation.retrieval_probe.answer_likelihood import answer_nll
+from memdlm.evaluation.retrieval_probe.blocked_attention import BlockedAttention
 from memdlm.evaluation.samples import Sample
 from memdlm.inference import generate
 from memdlm.memory.config import MemoryConfig

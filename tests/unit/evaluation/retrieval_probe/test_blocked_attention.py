@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from memdlm.errors import ConfigError, DataError
-from memdlm.evaluation.blocked_attention import BlockedAttention
+from memdlm.evaluation.retrieval_probe.blocked_attention import BlockedAttention
 from memdlm.memory.config import MemoryConfig
 from memdlm.memory.parametric_memory import ParametricMemory
 from memdlm.sampling.config import SamplingConfig

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from memdlm.evaluation.answer_likelihood import answer_nll
+from memdlm.evaluation.retrieval_probe.answer_likelihood import answer_nll
 
 VOCAB, PAD, MASK = 10, 0, 9
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from memdlm.errors import DataError, UsageError
-from memdlm.evaluation.exposure_bias import measure_bias_sums, measure_exposure_bias
-from memdlm.evaluation.exposure_bias_results import (
+from memdlm.evaluation.exposure_bias.measuring import measure_bias_sums, measure_exposure_bias
+from memdlm.evaluation.exposure_bias.results import (
     BiasSums,
     ExposureBias,
     curve_record,

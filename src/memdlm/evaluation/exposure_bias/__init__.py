@@ -1,0 +1,1 @@
+"""Exposure bias (paper, Fig. 3): measured per sample, compared between arms, with intervals."""

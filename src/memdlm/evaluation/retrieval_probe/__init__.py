@@ -1,0 +1,1 @@
+"""The retrieval probe: what is answered when the document cannot be looked at."""
