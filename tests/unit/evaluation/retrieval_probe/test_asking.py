@@ -96,7 +96,7 @@ def test_each_condition_asks_with_its_prompt_its_mask_and_the_memory_of_the_whol
 ) -> None:
     items = items_of(tokenizer, read_samples(None, ["generated_single_needle@32"], 2, 0))
     asked = []
-    real = retrieval_probe.generate
+    real = asking.generate
 
     def spy(model: nn.Module, tokenizer: object, prompts: list, *arguments: object, **named):
         asked.append((getattr(model, "scope", None), prompts, named["memories"]))
