@@ -179,7 +179,7 @@ def bench(
 def show(results: list[dict[str, Any]]) -> None:
     """Print a line per case."""
     header = ("family", "words", "memory", "new", "published/s", "batch 1", "batched", "least")
-    table = Table(*header)
+    table = Table(*header, title=f"batched / published; the goal is {REQUIRED_GAIN:g}x")
     for case in results:
         _, alone, batched = case["gain"]
         table.add_row(

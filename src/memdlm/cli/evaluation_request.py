@@ -5,8 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from memdlm.backbones.adapters import base_of_adapter
-from memdlm.backbones.reading import check_exists, read_config
+from memdlm.backbones.reading import read_config
 from memdlm.cli.evaluation_arms import (
     ArmDefaults,
     ArmRequest,
@@ -18,6 +17,7 @@ from memdlm.cli.invocation import command_line
 from memdlm.cli.settings import apply_overrides, build, nearest
 from memdlm.errors import UsageError
 from memdlm.evaluation.config import Arm, EvalConfig
+from memdlm.evaluation.loaded import base_of
 from memdlm.evaluation.presets import EXPOSURE_BIAS, Preset, Variant, find_presets
 from memdlm.evaluation.records import FORMAT
 from memdlm.evaluation.tasks.table import expand, find_task
@@ -152,10 +152,7 @@ def _published(
 def _architecture(arms: Sequence[Arm]) -> str | None:
     """Return the architecture of the first model there is."""
     model = next(arm.model for arm in arms if arm.model is not None)
-    check_exists(model)
-    path = Path(model)
-    base = base_of_adapter(path) if (path / "adapter_config.json").is_file() else model
-    return next(iter(read_config(str(base)).get("architectures") or []), None)
+    return next(iter(read_config(base_of(model)).get("architectures") or []), None)
 
 
 def preset_of(request: EvaluationRequest) -> Preset | None:

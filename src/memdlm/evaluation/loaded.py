@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from memdlm.backbones.adapters import base_of_adapter
 from memdlm.backbones.loading import default_device, load_model
+from memdlm.backbones.reading import check_exists
 from memdlm.backbones.tokenizers import load_tokenizer
 from memdlm.errors import UsageError
 from memdlm.evaluation.config import Arm
@@ -52,6 +54,18 @@ def arm_tokenizer(arm: Arm) -> "PreTrainedTokenizerBase":
         raise UsageError(f"arm {arm.name} has no model: name one with --arm {arm.name}=MODEL")
     has_own = arm.adapter is not None and any(Path(arm.adapter).glob("tokenizer*"))
     return load_tokenizer(arm.adapter if has_own and arm.adapter else arm.model)
+
+
+def base_of(model: str) -> str:
+    """Return whose config.json describes a model: its own name, or the base of an adapter folder.
+
+    Raises:
+        CheckpointError: There is no such folder, or an adapter that names no base.
+    """
+    check_exists(model)
+    path = Path(model).expanduser()
+    is_adapter = (path / "adapter_config.json").is_file()
+    return str(base_of_adapter(path)) if is_adapter else model
 
 
 def load_arm(arm: Arm) -> LoadedModel:

@@ -8,19 +8,17 @@ answers it has not got; several processes share the requests (`Shard`) and the f
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from memdlm.backbones.adapters import base_of_adapter
-from memdlm.backbones.reading import check_exists, read_config
+from memdlm.backbones.reading import read_config
 from memdlm.evaluation.config import Arm, EvalConfig
 from memdlm.evaluation.estimate import Estimate
 from memdlm.evaluation.harness.progress import OnProgress
 from memdlm.evaluation.harness.response_cache import ResponseCache
 from memdlm.evaluation.harness.sharding import Shard, ShareDone
-from memdlm.evaluation.loaded import arm_tokenizer, by_model, load_arm
+from memdlm.evaluation.loaded import arm_tokenizer, base_of, by_model, load_arm
 from memdlm.evaluation.prepared import PreparedTask, check_length, prepare, tokenizer_hash
 from memdlm.evaluation.records import CellKey, EvaluationFolder
 from memdlm.evaluation.task_results import (
@@ -234,9 +232,7 @@ def _context(model: str) -> int:
     """
     from transformers import AutoConfig
 
-    check_exists(model)
-    path = Path(model).expanduser()
-    base = base_of_adapter(path) if (path / "adapter_config.json").is_file() else model
-    read_config(str(base))  # with a message of ours if there is none
+    base = base_of(model)
+    read_config(base)  # with a message of ours if there is none
     config: Any = AutoConfig.from_pretrained(base, trust_remote_code=False)
     return int(config.max_position_embeddings)

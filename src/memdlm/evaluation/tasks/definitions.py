@@ -8,11 +8,14 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memdlm.data.tokenizer import check_encodable
 from memdlm.errors import DataError, UsageError
 from memdlm.evaluation.tasks.task import TaskRequest, with_harness
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def read_definition(folder: str, name: str) -> dict[str, Any]:
@@ -85,14 +88,22 @@ def check_known(request: TaskRequest, texts: Iterable[str]) -> None:
     Raises:
         DataError: The tokenizer does not know a word; it names the task and the words.
     """
-    tokenizer = request.tokenizer
+    unknown = request.tokenizer.unk_token_id
     for text in texts:
-        ids: Any = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        if tokenizer.unk_token_id is None or tokenizer.unk_token_id not in ids:
-            continue
-        try:
-            if tokenizer.is_fast:
-                check_encodable(tokenizer, text)
+        ids: Any = request.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if unknown is not None and unknown in ids:
+            refuse_unknown(request.tokenizer, text, request.name)
+
+
+def refuse_unknown(tokenizer: "PreTrainedTokenizerBase", text: str, where: str) -> None:
+    """Raise for a text of which the tokenizer does not know a word.
+
+    Raises:
+        DataError: It names `where` and, if the tokenizer can tell, the words.
+    """
+    try:
+        if not tokenizer.is_fast:  # such a one cannot say which words
             raise DataError("the tokenizer does not know all words of the task; use another")
-        except DataError as error:
-            raise DataError(f"{request.name}: {error}") from error
+        check_encodable(tokenizer, text)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error

@@ -8,8 +8,8 @@ so that the generators stand where lm-eval's stand, but only those near the limi
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from memdlm.data.tokenizer import check_encodable
 from memdlm.errors import DataError
+from memdlm.evaluation.tasks.definitions import refuse_unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,23 +63,12 @@ class TokenCounter:
         """Return the number of tokens of a text."""
         ids = self._ids(text)
         if self._unknown is not None and self._unknown in ids:
-            self._refuse(text)
+            refuse_unknown(self._tokenizer, text, f"task {self._task}")
         return len(ids)
 
     def _ids(self, text: str) -> list[int]:
         encoded: Any = self._tokenizer(text, verbose=False)
         return list(encoded["input_ids"])
-
-    def _refuse(self, text: str) -> None:
-        if not self._tokenizer.is_fast:
-            raise DataError(
-                f"task {self._task}: the tokenizer does not know all words of the task; use one "
-                "that can encode any text"
-            )
-        try:
-            check_encodable(self._tokenizer, text)
-        except DataError as error:
-            raise DataError(f"task {self._task}: {error}") from error
 
 
 def find_size(
