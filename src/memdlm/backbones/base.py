@@ -25,6 +25,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from memdlm.backbones.buffers import keep_float32_buffers
 from memdlm.backbones.experts import Experts
 from memdlm.backbones.kv_cache import AttentionCache, KVCache
+from memdlm.backbones.narrow_attention import attend_at, gather_positions
 from memdlm.backbones.partial_prefix import KeyRecorder
 from memdlm.backbones.sharded import forward_goes_on
 from memdlm.backbones.token_losses import Scored, weighted_nll
@@ -62,7 +63,7 @@ class Interlude:
 
 
 class DecoderLayer(GradientCheckpointingLayer):
-    """Pre-norm attention and feed-forward; the feed-forward may run at chosen positions only."""
+    """Pre-norm attention and feed-forward, which may answer at chosen positions only."""
 
     def __init__(
         self,
@@ -90,28 +91,26 @@ class DecoderLayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         """Return the next hidden states, [B, L, H] or, with `positions` [B, P], [B, P, H].
 
-        Attention always reads the whole sequence. Dropping the other positions before the
-        feed-forward is exact in the last layer, where nothing else reads them.
+        Keys and values are those of the whole sequence. Leaving the rest out at other positions is
+        exact in the last layer, where nothing reads them.
         """
-        attended, _ = self.self_attn(
-            hidden_states=self.input_layernorm(hidden),
-            position_embeddings=inputs.position_embeddings,
-            attention_mask=inputs.attention_mask,
-            past_key_values=inputs.cache,
-        )
-        hidden = hidden + attended
-        if positions is not None:
+        normed = self.input_layernorm(hidden)
+        if positions is None:
+            attended, _ = self.self_attn(
+                hidden_states=normed,
+                position_embeddings=inputs.position_embeddings,
+                attention_mask=inputs.attention_mask,
+                past_key_values=inputs.cache,
+            )
+        else:
+            attended = attend_at(self.self_attn, normed, inputs, positions)
             hidden = gather_positions(hidden, positions)
+        hidden = hidden + attended
         normed = self.post_attention_layernorm(hidden)
         update = self.mlp(normed)
         if self.has_shared_expert:
             update = update + self.shared_expert(normed)
         return hidden + update
-
-
-def gather_positions(hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Return `hidden` [B, L, H] at `positions` [B, P] as [B, P, H]."""
-    return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
 class DiffusionPreTrainedModel(PreTrainedModel):
@@ -210,7 +209,9 @@ class DiffusionModel(DiffusionPreTrainedModel):
             mask = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(~mask, lowest)
         elif mask.dtype != torch.bool:
             mask = mask.to(hidden.dtype)
-        return mask.expand(-1, -1, hidden.shape[1], -1)
+        # Rows that all see the same keys stay one row: kernels that want numbers in the place of
+        # truth values convert the mask in every layer, and would convert L times as much.
+        return mask
 
     def prefix(self, input_ids: torch.Tensor, inputs: LayerInputs, stop: int) -> torch.Tensor:
         """Return the hidden states [B, L, H] of `input_ids` [B, L] before layer `stop`."""

@@ -42,6 +42,7 @@ from memdlm.backbones.checkpoint_layout import (
 )
 from memdlm.backbones.experts import Experts
 from memdlm.backbones.kv_cache import AttentionCache
+from memdlm.backbones.narrow_attention import Heads
 from memdlm.errors import CheckpointError, ConfigError
 
 PUBLISHED_MASK_TOKEN_ID = 156895
@@ -173,6 +174,17 @@ class FusedAttention(nn.Module):
         self.key_layernorm = Glm4MoeRMSNorm(self.head_dim, eps=config.rms_norm_eps)
         self.dense = nn.Linear(self.num_heads * self.head_dim, width, bias=bool(config.use_bias))
 
+    def heads(self, hidden: torch.Tensor, positions: torch.Tensor | None = None) -> Heads:
+        """Return normed heads of states [B, L, H]; queries at `positions` [B, P] if given."""
+        heads = self.query_key_value(hidden).unflatten(-1, (-1, self.head_dim))
+        query, key, value = heads.split(
+            [self.num_heads, self.num_key_value_heads, self.num_key_value_heads], dim=-2
+        )
+        if positions is not None:
+            index = positions[..., None, None].expand(-1, -1, *query.shape[2:])
+            query = query.gather(1, index)
+        return self.query_layernorm(query), self.key_layernorm(key), value
+
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -182,13 +194,7 @@ class FusedAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the attended states [B, L, H] and, if the implementation has them, weights."""
         shape = hidden_states.shape[:-1]
-        heads = self.query_key_value(hidden_states).view(*shape, -1, self.head_dim)
-        query, key, value = heads.split(
-            [self.num_heads, self.num_key_value_heads, self.num_key_value_heads], dim=-2
-        )
-        query = self.query_layernorm(query).transpose(1, 2)  # [B, heads, L, head_dim]
-        key = self.key_layernorm(key).transpose(1, 2)
-        value = value.transpose(1, 2)
+        query, key, value = (part.transpose(1, 2) for part in self.heads(hidden_states))
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from memdlm.backbones.narrow_attention import narrow_inputs
+
 if TYPE_CHECKING:
     from memdlm.backbones.base import DiffusionModel, LayerInputs
 
@@ -47,20 +49,6 @@ class RowColumns:
         return RowColumns(
             self.positions.to(device, non_blocking=True), self.slots.to(device, non_blocking=True)
         )
-
-    def narrow(self, inputs: "LayerInputs") -> "LayerInputs":
-        """Return what the layers need where only these columns ask; keys stay those of all L."""
-        mask, rows = inputs.attention_mask, self.positions.shape[0]
-        if mask is not None:
-            index = self.positions[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
-            mask = mask.expand(rows, -1, -1, -1).gather(2, index)
-        cosine, sine = (
-            part.expand(rows, -1, -1).gather(
-                1, self.positions[..., None].expand(-1, -1, part.shape[-1])
-            )
-            for part in inputs.position_embeddings
-        )
-        return replace(inputs, attention_mask=mask, position_embeddings=(cosine, sine))
 
     def put(self, part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
         """Return `whole` [B, ..., L, D] with `part` [B, ..., Q, D] at these columns."""
@@ -140,6 +128,7 @@ def partial_prefix(
         recorded: Of a forward through these layers.
         hidden: Hidden states [B, L, H] that it had before layer `stop`.
     """
-    inputs = replace(columns.narrow(inputs), cache=_BesideRecorded(recorded, columns))
+    narrowed = narrow_inputs(inputs, columns.positions)
+    inputs = replace(narrowed, cache=_BesideRecorded(recorded, columns))
     own = model.embed_tokens(input_ids.gather(1, columns.positions))
     return columns.put(model.run_layers(own, inputs, 0, stop), hidden)

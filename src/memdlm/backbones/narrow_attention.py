@@ -1,0 +1,102 @@
+"""Attention that asks at some positions only: queries there, keys and values everywhere.
+
+What the last layer needs when the head reads a few positions. Exact, since attention makes every
+query's result by itself. Projections, norms and adapters are the attention module's own, whichever
+family's; only the order of the work is ours.
+
+Shapes: B batch, L length, P positions per row, Q their number or L, H width, N query heads, G
+key-value heads, D head width.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import eager_attention_forward, rotate_half
+
+if TYPE_CHECKING:
+    from memdlm.backbones.base import LayerInputs
+
+Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Queries [B, Q, N, D], keys and values [B, L, G, D], before the rotary embedding."""
+
+
+def gather_positions(hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return `hidden` [B, L, H] at `positions` [B, P] as [B, P, H]."""
+    return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+def narrow_inputs(inputs: "LayerInputs", positions: torch.Tensor) -> "LayerInputs":
+    """Return what a layer needs where only `positions` [B, P] ask; keys stay those of all L."""
+    mask, rows = inputs.attention_mask, positions.shape[0]
+    if mask is not None and mask.shape[2] > 1:
+        index = positions[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
+        mask = mask.expand(rows, -1, -1, -1).gather(2, index)
+    cosine, sine = (
+        gather_positions(part.expand(rows, -1, -1), positions)
+        for part in inputs.position_embeddings
+    )
+    return replace(inputs, attention_mask=mask, position_embeddings=(cosine, sine))
+
+
+def attend_at(
+    attention: nn.Module, hidden: torch.Tensor, inputs: "LayerInputs", positions: torch.Tensor
+) -> torch.Tensor:
+    """Return what `attention` gives at `positions`: [B, P, H].
+
+    Args:
+        attention: An attention module of transformers with separate projections, or one of ours
+            that has `heads(hidden, positions) -> Heads` and an output projection named `dense`.
+        hidden: Normed states [B, L, H].
+        inputs: As for all L positions.
+        positions: [B, P] int64.
+    """
+    module = cast(Any, attention)
+    own_heads: Callable[..., Heads] | None = getattr(module, "heads", None)
+    query, key, value = (
+        _separate_heads(module, hidden, positions)
+        if own_heads is None
+        else own_heads(hidden, positions)
+    )
+    narrowed = narrow_inputs(inputs, positions)
+    query = _rotate(query.transpose(1, 2), narrowed.position_embeddings)
+    key = _rotate(key.transpose(1, 2), inputs.position_embeddings)
+    value = value.transpose(1, 2)
+    if inputs.cache is not None:
+        key, value = inputs.cache.update(key, value, module.layer_idx)
+    attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
+        module.config._attn_implementation, eager_attention_forward
+    )
+    attended, _ = attend(
+        module,
+        query,
+        key,
+        value,
+        narrowed.attention_mask,
+        dropout=module.config.attention_dropout if module.training else 0.0,
+        scaling=module.scaling,
+    )
+    output = module.o_proj if own_heads is None else module.dense
+    projected: torch.Tensor = output(attended.flatten(2))
+    return projected
+
+
+def _separate_heads(module: Any, hidden: torch.Tensor, positions: torch.Tensor) -> Heads:
+    width = module.head_dim
+    query = module.q_proj(gather_positions(hidden, positions)).unflatten(-1, (-1, width))
+    key = module.k_proj(hidden).unflatten(-1, (-1, width))
+    value = module.v_proj(hidden).unflatten(-1, (-1, width))
+    if getattr(module, "use_qk_norm", False):
+        query, key = module.q_norm(query), module.k_norm(key)
+    return query, key, value
+
+
+def _rotate(heads: torch.Tensor, embeddings: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Return `heads` [B, heads, Q, D] rotated; dimensions beyond the embedding's pass through."""
+    cosine, sine = (part.unsqueeze(1) for part in embeddings)
+    rotary, rest = heads.tensor_split([cosine.shape[-1]], dim=-1)
+    rotated = rotary * cosine + rotate_half(rotary) * sine
+    return torch.cat([rotated, rest], dim=-1) if rest.shape[-1] else rotated
