@@ -4,6 +4,7 @@ Reads the official layout through `AutoModelForMaskedLM`; nothing in a checkpoin
 weight must find its place: a partly loaded model trains and answers, only badly.
 """
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,6 +167,15 @@ def _shorten(keys: list[str], most: int = 5) -> str:
 
 
 def default_device() -> torch.device:
-    """Return the accelerator if there is one, else the CPU."""
+    """Return this process's accelerator if there is one, else the CPU.
+
+    Where a launcher such as torchrun gives the processes of a machine a number each (LOCAL_RANK),
+    they take the accelerators in turn.
+    """
     accelerator: Any = torch.accelerator.current_accelerator(check_available=True)
-    return torch.device("cpu") if accelerator is None else accelerator
+    if accelerator is None:
+        return torch.device("cpu")
+    local = os.environ.get("LOCAL_RANK", "")
+    if not local.isdigit():
+        return torch.device(accelerator)
+    return torch.device(accelerator.type, int(local) % torch.accelerator.device_count())

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from memdlm.backbones.loading import load_model, supported_architectures
+from memdlm.backbones.loading import default_device, load_model, supported_architectures
 from memdlm.backbones.tiny import TINY_FAMILIES, TinySizes, build_tiny
 from memdlm.backbones.tokenizers import load_tokenizer, match_token_ids
 from memdlm.data.tokenizer import build_word_tokenizer
@@ -278,3 +278,17 @@ def edit_tokenizer(folder: Path) -> None:
     del fields["mask_token"]
     fields.pop("added_tokens_decoder", None)
     path.write_text(json.dumps(fields))
+
+
+@pytest.mark.parametrize(("local", "index"), [(None, None), ("1", 1), ("5", 1), ("x", None)])
+def test_processes_of_one_machine_take_its_accelerators_in_turn(monkeypatch, local, index) -> None:
+    found = torch.device("cuda")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: found)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    if local is None:
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+    else:
+        monkeypatch.setenv("LOCAL_RANK", local)
+    assert default_device() == torch.device("cuda", index)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
+    assert default_device() == torch.device("cpu")

@@ -3,12 +3,10 @@
 import difflib
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from torch import nn
 
 from memdlm.errors import ConfigError, UsageError
@@ -75,7 +73,7 @@ def load(
     """
     from pathlib import Path
 
-    from memdlm.backbones.loading import load_model
+    from memdlm.backbones.loading import default_device, load_model
     from memdlm.backbones.tokenizers import load_tokenizer
 
     has_tokenizer = adapter is not None and any(Path(adapter).glob("tokenizer*"))
@@ -84,23 +82,12 @@ def load(
         name,
         dtype=dtype,
         adapter=adapter,
-        device=_device() if device is None else device,
+        device=default_device() if device is None else device,
         tokenizer=tokenizer,
         attention=attention,
         quantization=quantization,
     )
     return model, tokenizer
-
-
-def _device() -> torch.device:
-    """Return the accelerator that is this process's among those of a torchrun, else the default."""
-    from memdlm.backbones.loading import default_device
-
-    device = default_device()
-    local = os.environ.get("LOCAL_RANK", "")
-    if device.type == "cpu" or not local.isdigit():
-        return device
-    return torch.device(device.type, int(local) % torch.accelerator.device_count())
 
 
 def fingerprint(model: nn.Module, tokenizer: "PreTrainedTokenizerBase") -> str:
