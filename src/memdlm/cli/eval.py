@@ -90,11 +90,22 @@ def eval(  # the command's name; Python's own is not used here
             help="Change a setting, e.g. sources.babi=DIR, sampling.threshold=0.9, memory.rank=8.",
         ),
     ] = None,
+    processes: Annotated[
+        int,
+        typer.Option(
+            "--processes",
+            "-p",
+            min=1,
+            help="Processes of this machine that share the requests: one per GPU, or per CPU core. "
+            "Changes no answer.",
+        ),
+    ] = 1,
     shard: Annotated[
         str | None,
         typer.Option(
             metavar="I/N",
-            help="This process's share of the requests, e.g. 0/4; torchrun sets it by itself.",
+            help="This process's share of the requests, e.g. 0/4, where several machines work on "
+            "one folder; torchrun sets it by itself.",
         ),
     ] = None,
     dtype: options.Dtype = "auto",
@@ -115,8 +126,13 @@ def eval(  # the command's name; Python's own is not used here
 
     After a kill the same command goes on with what is missing.
 
-    Under torchrun the processes share the requests. `memdlm report` draws the page.
+    `memdlm report` draws the page.
     """
+    from memdlm.cli.processes import is_one_of_several, run_processes
+
+    if processes > 1 and not is_one_of_several(processes):
+        run_processes(processes)
+        return
     from memdlm.cli.quiet import silence_libraries
 
     silence_libraries()
@@ -145,6 +161,7 @@ def eval(  # the command's name; Python's own is not used here
             only=tuple(only or ()),
             assignments=tuple(assignments or ()),
             shard=shard,
+            processes=processes,
             dtype=dtype,
             quantization=quantization,
             overwrite=overwrite,

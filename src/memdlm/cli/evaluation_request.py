@@ -47,6 +47,7 @@ class EvaluationRequest:
     only: tuple[str, ...] = ()
     assignments: tuple[str, ...] = ()
     shard: str | None = None
+    processes: int = 1
     dtype: str = "auto"
     quantization: str | None = None
     overwrite: bool = False

@@ -37,17 +37,17 @@ def run_request(request: EvaluationRequest) -> None:
         _measure_exposure_bias(request, preset)
         return
     evaluation = resolve(request)
-    shard = Shard.parse(request.shard) if request.shard else Shard.from_environment()
+    shard = _shard(request)
     is_quiet = request.quiet or shard.index > 0
     progress = EvaluationProgress(Console(stderr=True), is_quiet)
     folder = EvaluationFolder(_output(request))
     if not request.dry_run:
-        _check_place(folder, request.overwrite)
+        _check_place(folder, request.overwrite, shard)
     # Whatever is wrong with the input is found before the folder is there.
     plan = prepare_all(evaluation.config, evaluation.arms, progress.say)
     if request.dry_run:
         return
-    if request.overwrite and shard.index == 0 and folder.path.exists():
+    if request.overwrite and folder.path.exists():
         shutil.rmtree(folder.path)
     versions = collect_versions()
     commit = collect_commit(Path())["git_commit"]
@@ -69,6 +69,19 @@ def run_request(request: EvaluationRequest) -> None:
         print(f"results in {place}; a page of them: memdlm report {place}")
 
 
+def _shard(request: EvaluationRequest) -> Shard:
+    """Return this process's share.
+
+    Raises:
+        UsageError: It is told in two ways, or cannot be read.
+    """
+    if request.shard is None:
+        return Shard.from_environment()
+    if request.processes > 1:
+        raise UsageError("--shard and --processes both divide the requests: leave one of them out")
+    return Shard.parse(request.shard)
+
+
 def _measure_exposure_bias(request: EvaluationRequest, preset: Preset) -> None:
     """Measure a preset of exposure bias on rows of a file, or on its tiny tasks.
 
@@ -79,8 +92,10 @@ def _measure_exposure_bias(request: EvaluationRequest, preset: Preset) -> None:
     from memdlm.evaluation.exposure_bias.comparison import BiasSettings
     from memdlm.evaluation.samples import read_samples
 
-    if request.tasks or request.shard or request.dry_run:
-        raise UsageError(f"{preset.name} has no tasks, --shard and --dry-run: leave them out")
+    if request.tasks or request.shard or request.processes > 1 or request.dry_run:
+        raise UsageError(
+            f"{preset.name} has no tasks, --shard, --processes and --dry-run: leave them out"
+        )
     if (request.data is None) != request.tiny:
         raise UsageError(
             f"{preset.name} is measured on rows with responses: name a file with --data, e.g. "
@@ -131,12 +146,18 @@ def _output(request: EvaluationRequest) -> Path:
     return Path("runs/eval") / name
 
 
-def _check_place(folder: EvaluationFolder, overwrite: bool) -> None:
+def _check_place(folder: EvaluationFolder, overwrite: bool, shard: Shard) -> None:
     """Refuse a place that holds something else, before time is spent.
 
     Raises:
-        UsageError: It is a file, or a folder with other files than an evaluation's.
+        UsageError: It is a file, or a folder with other files than an evaluation's; or one of
+            several processes is to delete what the others may have begun.
     """
+    if overwrite and shard.count > 1 and folder.path.exists():
+        raise UsageError(
+            f"{folder.path}: one of several processes cannot know what the others have begun; "
+            "delete the folder and leave out --overwrite"
+        )
     if folder.holds_other_files:
         verb = "holds no evaluation" if overwrite else "holds other files"
         raise UsageError(f"{folder.path} {verb}: choose another place with --output")

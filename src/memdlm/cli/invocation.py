@@ -11,6 +11,11 @@ def remember(arguments: Sequence[str]) -> None:
     _arguments[:] = arguments
 
 
+def arguments() -> list[str]:
+    """Return what was typed behind the program's name."""
+    return list(_arguments)
+
+
 def command_line() -> str:
     """Return the command as a shell would read it again."""
     return shlex.join(["memdlm", *_arguments])

@@ -12,13 +12,11 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
+from memdlm.cli.signals import noted_signals
 from memdlm.errors import StoppedError
 
 Say = Callable[[str], None]
@@ -102,7 +100,7 @@ def run_jobs(
         StoppedError: SIGTERM or Ctrl-C came; the processes were told and have ended.
     """
     run = _Run(jobs, num_parallel, gpus, {**os.environ, **(environment or {})}, say)
-    with _signals() as received:
+    with noted_signals() as received:
         return run.until_done(received)
 
 
@@ -231,22 +229,6 @@ class _Run:
                 process.send_signal(signal.SIGTERM)
         for process in running:
             process.wait()
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Give a list that the numbers of SIGTERM and SIGINT are put into when they come."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    before: dict[int, Any] = {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def duration(seconds: float) -> str:
