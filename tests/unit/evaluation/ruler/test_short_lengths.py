@@ -38,18 +38,21 @@ def test_documents_fit_their_length_or_the_least_one_is_named(
     few_words: None,
 ) -> None:
     try:
-        found = documents(make(name, length, **sources))
+        config = make(name, length, **sources)
     except ConfigError as error:
         match = re.search(rf"write {name}@(\d+) or more$", str(error))
         assert match is not None
-        assert length < int(match[1]) <= 512
+        assert length < int(match[1]) <= 384
         length = int(match[1])
-        found = documents(make(name, length, **sources))
+        config = make(name, length, **sources)
+    found = documents(config)
     assert len(found) == 3
+    granted = config["generation_kwargs"]["max_gen_toks"]
+    assert granted <= RULER[name].max_new_tokens
     for document in found:
         assert document["max_length"] == length
         # As in lm-eval, the beginning of a needle's answer and a frequent word's answer are on top.
-        reserve = 0 if name == "ruler_fwe" else RULER[name].max_new_tokens
+        reserve = 0 if name == "ruler_fwe" else granted
         assert len(tokenizer(document["input"]).input_ids) + reserve <= length
         if name != "ruler_cwe":
             assert document["outputs"][0] in document["input"]
@@ -74,14 +77,18 @@ def test_a_chain_is_whole_and_has_a_solved_example_where_there_is_room(
             assert all(f"VAR {name} = " in question for name in answer.split())
 
 
-@pytest.mark.parametrize("length", [448, 512, 2048])
+@pytest.mark.parametrize(("length", "num_common"), [(384, 5), (512, 10), (2048, 10)])
 def test_common_words_are_the_most_common(
-    length: int, make: Callable[..., dict[str, Any]], few_words: None
+    length: int, num_common: int, make: Callable[..., dict[str, Any]], few_words: None
 ) -> None:
-    for document in documents(make("ruler_cwe", length)):
+    config = make("ruler_cwe", length)
+    assert config["generation_kwargs"]["max_gen_toks"] == 12 * num_common
+    for document in documents(config):
         words = re.findall(r"\d+\. (.*?)(?= \d+\. |\n)", document["input"].split("\n")[1] + "\n")
         counts = Counter(words)
-        assert len(document["outputs"]) == 10
+        assert len(document["outputs"]) == num_common
+        assert f"What are the {num_common} most common words" in document["input"]
+        assert f"The top {num_common} words" in document["gen_prefix"]
         least = min(counts[word] for word in document["outputs"])
         others = [n for word, n in counts.items() if word not in document["outputs"]]
         assert others
@@ -106,6 +113,15 @@ def test_lm_eval_asks_an_empty_list_where_we_ask_a_short_one(
     assert theirs["outputs"] == []
     (ours,) = documents(make("ruler_cwe", 512, num_samples=1))
     assert len(ours["outputs"]) == 10
+
+
+def test_identifiers_have_fewer_tokens_for_an_answer_where_128_leave_no_room(
+    make: Callable[..., dict[str, Any]], few_words: None
+) -> None:
+    for length, granted in ((352, 40), (384, 64), (512, 128)):
+        config = make("niah_multikey_3", length)
+        assert config["generation_kwargs"]["max_gen_toks"] == granted
+        assert all(document["length"] <= length for document in documents(config))
 
 
 def test_the_named_length_holds_all_documents_of_a_full_evaluation(

@@ -64,8 +64,10 @@ class CodedDraft:
         return self.text()
 
 
-def coded_documents(request: TaskRequest, length: int, count: TokenCounter) -> list[dict[str, Any]]:
-    """Make the documents of the task.
+def coded_documents(
+    request: TaskRequest, length: int, count: TokenCounter
+) -> tuple[list[dict[str, Any]], int]:
+    """Return the documents of the task, and the tokens of an answer.
 
     Args:
         request: Number of documents and seed.
@@ -91,7 +93,7 @@ def coded_documents(request: TaskRequest, length: int, count: TokenCounter) -> l
                 "max_length": length,
             }
         )
-    return documents
+    return documents, MAX_NEW_TOKENS
 
 
 def _find_size(

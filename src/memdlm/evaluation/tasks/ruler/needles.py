@@ -3,7 +3,9 @@
 Hsieh et al., arXiv 2404.06654, section 3 (retrieval). The document counts towards a length, and the
 128 tokens of an answer, but not the beginning of the answer that the prompt ends with: up to some
 dozens of tokens more reach the model. Essays are taken in steps of 500 words, so that a length of
-less than about 1024 tokens hides its needles in a handful of words. Both are lm-eval's ways.
+less than about 1024 tokens hides its needles in a handful of words. Both are lm-eval's ways. Where
+a length cannot hold the needles beside 128 tokens (several at about 320 and less), an answer has 64
+or 40: an identifier or four numbers, written digit by digit.
 """
 
 import random
@@ -14,12 +16,19 @@ from typing import Any
 
 from memdlm.errors import DataError
 from memdlm.evaluation.tasks.ruler.draws import ORDER_SEED, Draws
-from memdlm.evaluation.tasks.ruler.fitting import TokenCounter, find_size, fit, shrinking
+from memdlm.evaluation.tasks.ruler.fitting import (
+    TokenCounter,
+    TooShortError,
+    find_size,
+    fit,
+    shrinking,
+)
 from memdlm.evaluation.tasks.ruler.haystack import NOISE, Essays
 from memdlm.evaluation.tasks.ruler.words import needle_words
 from memdlm.evaluation.tasks.task import TaskRequest
 
 MAX_NEW_TOKENS = 128
+_TIGHT_NEW_TOKENS = (64, 40)
 
 _NEEDLE = "One of the special magic {kind} for {key} is: {value}."
 _ONE = (
@@ -118,8 +127,8 @@ class NeedleDraft:
 
 def needle_documents(
     form: NeedleForm, request: TaskRequest, length: int, count: TokenCounter, essays: Essays | None
-) -> list[dict[str, Any]]:
-    """Make the documents of a task.
+) -> tuple[list[dict[str, Any]], int]:
+    """Return the documents of a task, and the tokens of an answer.
 
     Args:
         form: The task's.
@@ -132,6 +141,24 @@ def needle_documents(
         DataError: The essays are too short for the length.
         TooShortError: The length holds not even the needles.
     """
+    for max_new_tokens in (MAX_NEW_TOKENS, *_TIGHT_NEW_TOKENS):
+        try:
+            documents = _documents(form, request, length, count, essays, max_new_tokens)
+        except TooShortError as error:
+            too_short = error
+        else:
+            return documents, max_new_tokens
+    raise too_short
+
+
+def _documents(
+    form: NeedleForm,
+    request: TaskRequest,
+    length: int,
+    count: TokenCounter,
+    essays: Essays | None,
+    max_new_tokens: int,
+) -> list[dict[str, Any]]:
     draws, step = Draws.of(request.seed), form.step(length)
 
     def draw(size: int) -> NeedleDraft:
@@ -143,7 +170,7 @@ def needle_documents(
             )
         return _draw(form, size, draws, essays)
 
-    room = length - MAX_NEW_TOKENS
+    room = length - max_new_tokens
     size = find_size(draw, count, room, step=step)
     sizes = shrinking(max(size, form.num_needles), step)
     documents = []
@@ -155,7 +182,7 @@ def needle_documents(
                 "input": draft.text(),
                 "outputs": draft.answers,
                 "gen_prefix": draft.beginning(),
-                "length": tokens + MAX_NEW_TOKENS,
+                "length": tokens + max_new_tokens,
                 "max_length": length,
             }
         )

@@ -21,8 +21,8 @@ NUM_SAMPLES = 500
 SHORTEST = 256
 
 Document = dict[str, Any]
-# Makes the documents of a length.
-Maker = Callable[[int], list[Document]]
+# Makes the documents of a length, and says how many tokens an answer is granted.
+Maker = Callable[[int], tuple[list[Document], int]]
 # Prepares what does not depend on the length, and returns what does.
 Preparation = Callable[[TaskRequest, TokenCounter], Maker]
 
@@ -30,13 +30,14 @@ Preparation = Callable[[TaskRequest, TokenCounter], Maker]
 _GRAIN = 32
 
 
-def ruler_documents(request: TaskRequest, prepare: Preparation) -> list[Document]:
+def ruler_documents(request: TaskRequest, prepare: Preparation) -> tuple[list[Document], int]:
     """Make a task's documents.
 
     Returns:
         Documents of `index`, `input` (text and question), `gen_prefix` (how the answer begins; the
         prompt ends with it), `outputs` (expected answers), `length` (tokens as the task counts
-        them, with room for the answer) and `max_length`.
+        them, with room for the answer) and `max_length`; and the tokens of an answer, fewer than
+        the benchmark's at the shortest lengths.
 
     Raises:
         ConfigError: The length cannot hold a document with this tokenizer.
@@ -76,7 +77,7 @@ def _needles(form: needles.NeedleForm) -> Preparation:
 
 
 def _without_data(
-    make: Callable[[TaskRequest, int, TokenCounter], list[Document]],
+    make: Callable[[TaskRequest, int, TokenCounter], tuple[list[Document], int]],
 ) -> Preparation:
     return lambda request, count: lambda length: make(request, length, count)
 
@@ -85,6 +86,7 @@ def _row(
     prepare: Preparation, max_new_tokens: int, *, delimiter: str = " ", has_essays: bool = False
 ) -> BenchmarkTask:
     def build(request: TaskRequest) -> dict[str, Any]:
+        documents, granted = ruler_documents(request, prepare)
         definition = {
             "output_type": "generate_until",
             "doc_to_text": "{{input}}",
@@ -93,10 +95,10 @@ def _row(
             "target_delimiter": delimiter,
             "process_results": _score,
             "metric_list": [{"metric": "score", "aggregation": "mean", "higher_is_better": True}],
-            "generation_kwargs": {"do_sample": False, "max_gen_toks": max_new_tokens, "until": []},
+            "generation_kwargs": {"do_sample": False, "max_gen_toks": granted, "until": []},
             "repeats": 1,
         }
-        return with_documents(definition, request.name, ruler_documents(request, prepare))
+        return with_documents(definition, request.name, documents)
 
     row = BenchmarkTask(
         build=build,

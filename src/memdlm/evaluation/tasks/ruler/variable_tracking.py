@@ -94,8 +94,10 @@ class _Example:
         return text + "\n\n"
 
 
-def chain_documents(request: TaskRequest, length: int, count: TokenCounter) -> list[dict[str, Any]]:
-    """Make the documents of the task.
+def chain_documents(
+    request: TaskRequest, length: int, count: TokenCounter
+) -> tuple[list[dict[str, Any]], int]:
+    """Return the documents of the task, and the tokens of an answer.
 
     Args:
         request: Number of documents and seed.
@@ -118,10 +120,12 @@ def chain_documents(request: TaskRequest, length: int, count: TokenCounter) -> l
         size = find_size(_drawer(draws, 5), count, room, step=step)
         # One step of reserve: a document may come out longer than the one that was measured.
         if size >= max(step, 2):
-            return _documents(request, length, count, draws, example, shrinking(size, step))
+            sizes = shrinking(size, step)
+            return _documents(request, length, count, draws, example, sizes), MAX_NEW_TOKENS
     draws = Draws.of(request.seed)
     size = find_size(_drawer(draws, 5), count, length - MAX_NEW_TOKENS, step=1)
-    return _documents(request, length, count, draws, None, shrinking(max(size, 1), 1))
+    sizes = shrinking(max(size, 1), 1)
+    return _documents(request, length, count, draws, None, sizes), MAX_NEW_TOKENS
 
 
 def _documents(
