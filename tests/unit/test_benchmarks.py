@@ -93,9 +93,11 @@ def test_a_whole_mdlm_step_counts_what_a_hand_computes(family):
             return 2 * tokens * 3 * width * 768
         return 2 * tokens * (width * 8 + 2 * 3 * width * 128)  # router, two experts of width 128
 
-    attention = 2 * length * 4 * width * width + 2 * (2 * length * length * width)
-    forward = layers * attention + 2 * supervised * width * vocabulary
-    forward += (layers - 1) * feed_forward(length) + feed_forward(supervised)
+    def layer(tokens):  # keys and values are those of all tokens
+        projections = 2 * (length + tokens) * 2 * width * width
+        return projections + 2 * (2 * tokens * length * width) + feed_forward(tokens)
+
+    forward = (layers - 1) * layer(length) + layer(supervised) + 2 * supervised * width * vocabulary
     # Backward costs each product twice more: one for its input, one for its weight.
     assert count_flops(lambda: workload.run("mdlm")) == 3 * forward
 
