@@ -75,9 +75,6 @@ class Answering:
         batch_size: Most units of a batch.
         batch_tokens: Most tokens of a batch, padding included; None for no limit. A unit that has
             more is a batch of its own.
-        forward_tokens: Most tokens of a forward, where this process's device gains nothing by more;
-            None for no limit. A larger batch is computed in parts: batches themselves have to be
-            the same in every process, whatever its device.
         cache: Where answers are stored; None to keep none.
         shard: This process's share.
         gathers: Whether this process waits for the answers of the others and returns all; one that
@@ -89,23 +86,21 @@ class Answering:
 
     batch_size: int = 8
     batch_tokens: int | None = None
-    forward_tokens: int | None = None
     cache: ResponseCache | None = None
     shard: Shard = field(default_factory=Shard)
     gathers: bool = True
     wait_seconds: float = 3600.0
     say: Callable[[str], None] = lambda line: None
     on_progress: OnProgress | None = None
-    # Tokens of a batch that is divided at once; less after one did not fit the device's memory.
-    _too_many: float = field(init=False)
+    # Tokens of a batch that did not fit the device's memory; longer ones are divided at once.
+    _too_many: float = float("inf")
 
     def __post_init__(self) -> None:
         """Check ranges, and that shares can meet."""
-        for name in ("batch_size", "batch_tokens", "forward_tokens"):
+        for name in ("batch_size", "batch_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: {value} is out of range; use 1 or more")
-        self._too_many = float("inf") if self.forward_tokens is None else self.forward_tokens + 1
         if self.shard.count > 1 and self.cache is None:
             raise UsageError(
                 f"{self.shard.count} processes share the requests, and their answers meet in the "

@@ -48,10 +48,6 @@ if TYPE_CHECKING:
 
 GATHERS = ("first", "all")
 
-# A CPU's cores are busy with this many tokens. With more, states leave the caches and are returned
-# to the system after every operation, to be cleared again for the next: a third slower at 6,400.
-_CPU_FORWARD_TOKENS = 2048
-
 
 @register_model("memdlm")
 class DiffusionLM(LM):
@@ -116,7 +112,7 @@ class DiffusionLM(LM):
             objective: Noise schedule of the memory's anchor.
             likelihood: How continuations are scored.
             seed: Decides every memory, sample and mask, each with its prompt.
-            batch_size: Most requests of a batch; a CPU computes long ones in parts.
+            batch_size: Most requests of a batch.
             batch_tokens: Most tokens of a batch, padding included.
             max_batch_size: lm-eval's; must be None.
             max_length: Tokens of prompt and answer; the model's context by default.
@@ -181,11 +177,9 @@ class DiffusionLM(LM):
             cache = ResponseCache(cache, place)
         if cache is not None and settings is None:
             settings = fingerprint(model, tokenizer)
-        self._device = next(model.parameters()).device
         self._answering = Answering(
             batch_size=int(batch_size),
             batch_tokens=batch_tokens,
-            forward_tokens=_CPU_FORWARD_TOKENS if self._device.type == "cpu" else None,
             cache=cache,
             shard=place,
             gathers=gather == "all" or place.index == 0,
@@ -208,6 +202,7 @@ class DiffusionLM(LM):
             settings=settings_hash(settings or ""),
             max_memory_bytes=max_memory_bytes,
         )
+        self._device = next(model.parameters()).device
         self.tokenizer = tokenizer
         self.records: dict[tuple[str | None, int | None, int], list[AnswerRecord]] = {}
 
