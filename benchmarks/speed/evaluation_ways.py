@@ -19,6 +19,7 @@ import torch
 
 from memdlm.backbones import experts
 from memdlm.backbones.tiny import build_tiny
+from memdlm.cli.host_memory import keep_freed_memory
 from memdlm.cli.quiet import silence_libraries
 from memdlm.evaluation.config import EvalConfig
 from memdlm.evaluation.harness.model import DiffusionLM
@@ -176,6 +177,7 @@ class Workers:
 
 
 def _work(line: Connection, case: Case, shard: Shard, batch_size: int) -> None:
+    keep_freed_memory()
     torch.set_num_threads(1)
     silence_libraries()
     subject = Subject(case)

@@ -12,6 +12,7 @@ from typer.exceptions import TyperException
 
 import memdlm
 from memdlm.cli.failures import describe_failure
+from memdlm.cli.host_memory import keep_freed_memory
 from memdlm.cli.invocation import remember
 from memdlm.errors import StoppedError, UsageError
 
@@ -79,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     remember(arguments)
+    keep_freed_memory()
     command = typer.main.get_command(build_app())
     try:
         result = command.main(arguments, prog_name="memdlm", standalone_mode=False)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memdlm.cli.failures import describe_failure
+from memdlm.cli.host_memory import keep_freed_memory
 from memdlm.cli.invocation import remember
 from memdlm.cli.settings import build
 from memdlm.errors import DataError, MemDLMError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 def main(path: str) -> int:
     """Do what the spec at `path` says; return the exit code."""
+    keep_freed_memory()
     try:
         _work(Path(path))
     except Exception as error:

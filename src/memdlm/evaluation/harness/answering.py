@@ -201,7 +201,7 @@ class Answering:
         self, missing: list[str], answers: dict[str, Answer], meter: ProgressMeter
     ) -> None:
         """Collect what other processes compute, as it comes."""
-        pause, last_news = 0.05, time.monotonic()
+        pause, last_news = 0.005, time.monotonic()
         while missing:
             assert self.cache is not None
             found = self.cache.get(missing)
@@ -216,7 +216,7 @@ class Answering:
                     "same command again; what is answered already is kept"
                 )
             if found:
-                pause, last_news = 0.05, time.monotonic()
+                pause, last_news = 0.005, time.monotonic()
             elif time.monotonic() - last_news > self.wait_seconds:
                 raise DataError(
                     f"{self.cache.folder}: {len(missing):,} answers of other processes are missing "
