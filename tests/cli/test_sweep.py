@@ -55,6 +55,22 @@ def test_a_sweep_killed_in_a_training_goes_on_and_repeats_nothing(tmp_path, memd
     assert "started" not in third.err
 
 
+def test_repeated_trainings_are_one_table_over_their_seeds(tmp_path, memdlm) -> None:
+    output = tmp_path / "s"
+    arguments = ["sweep", "paper/table1", "--model", "tiny", *FAST, "--output", str(output)]
+    arguments += ["--limit-variants", "train_only", "--training-seeds", "0,1", "--jobs", "2"]
+    done = memdlm(*arguments)
+    assert done.code == 0, done.err
+    for seed in (0, 1):
+        described = json.loads((output / f"training_seed{seed}" / "evaluation.json").read_text())
+        assert described["training_seed"] == seed
+    models = [path.read_bytes() for path in output.glob("trainings/*/model/model.safetensors")]
+    assert len(models) == 2 and models[0] != models[1]
+    assert "2 trainings" in done.out
+    assert "2 trainings" in (output / "report" / "report.md").read_text()
+    assert "one standard error over trainings" in (output / "report" / "report.html").read_text()
+
+
 def check_results(folder: Path) -> None:
     """Expect both arms' cells, the absent arm's description, and a report."""
     described = json.loads((folder / "evaluation.json").read_text())

@@ -121,6 +121,23 @@ def test_limits_keep_the_other_arms_in_the_description_but_do_not_ask_them(tmp_p
     assert [arm.arm.name for arm in only.evaluations[0].arms if arm.is_wanted] == ["kl__train_only"]
 
 
+def test_trainings_are_repeated_with_every_seed_and_evaluated_apart(tmp_path) -> None:
+    planned = plan("paper/table1", tmp_path, training_seeds="3,5")
+    assert [training.recipe.seed for training in planned.trainings] == [3, 3, 5, 5]
+    assert len({training.key for training in planned.trainings}) == 4
+    assert planned.trainings[0].variants == ("table1: standard, seed 3",)
+    folders = [evaluation.folder for evaluation in planned.evaluations]
+    assert folders == [tmp_path / "training_seed3", tmp_path / "training_seed5"]
+    jobs = sweep_jobs(planned, "memdlm sweep")
+    assert len({job.name for job in jobs}) == len(jobs) == 4 + 4
+    # The recipe's own seed gives the training that a sweep without the option has.
+    alone = plan("paper/table1", tmp_path, assignments=("seed=5",))
+    assert [t.key for t in alone.trainings] == [t.key for t in planned.trainings[2:]]
+    both = plan("ablations", tmp_path, training_seeds="0,1")
+    assert len(both.trainings) == 2 * 25
+    assert both.evaluations[1].folder == tmp_path / "supervision" / "training_seed1"
+
+
 def test_the_evaluation_can_be_changed(tmp_path) -> None:
     settings = ("batch_size=3", "sources.sentences=simple")
     planned = plan("paper/table1", tmp_path, seeds="0,7", num_samples=4, settings=settings)
@@ -139,6 +156,8 @@ def test_the_evaluation_can_be_changed(tmp_path) -> None:
         ({"recipe": PAPER[0]}, "exactly one of --recipe"),
         ({"limit_variants": "klx"}, "did you mean kl"),
         ({"seeds": "a"}, "--seeds a"),
+        ({"training_seeds": "0,x"}, "--training-seeds 0,x"),
+        ({"training_seeds": "1,1"}, "name different seeds"),
         ({"assignments": ("memory.rnak=1",)}, "did you mean memory.rank"),
         ({"settings": ("batchsize=1",)}, "did you mean batch_size"),
     ],

@@ -102,6 +102,7 @@ def describe_evaluation(
     is_tiny: bool = False,
     command: str | None = None,
     backbone: str | None = None,
+    training_seed: int | None = None,
 ) -> dict[str, Any]:
     """Return what `evaluation.json` says: what is compared, on what, by which command.
 
@@ -113,12 +114,15 @@ def describe_evaluation(
         is_tiny: Whether the preset's tiny tasks are asked.
         command: What was typed; this process's own by default.
         backbone: A name of the base model, by which the paper's backbones are told apart.
+        training_seed: What its models were trained with, where there are several such evaluations.
 
     Raises:
         UsageError: A task is unknown.
     """
     tasks, groups = expand(config.tasks)
+    repeated = {} if training_seed is None else {"training_seed": training_seed}
     return {
+        **repeated,
         "format": FORMAT,
         "preset": None if preset is None else preset.name,
         "title": title,

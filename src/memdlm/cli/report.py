@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from memdlm.reporting.evaluation_folder import EvaluationResults
     from memdlm.reporting.page import Cell, Place
     from memdlm.reporting.runs import Run
+    from memdlm.reporting.trainings import RepeatedTrainings
 
 
 def report(
@@ -65,7 +66,8 @@ def _write(
     from memdlm.reporting.blocks import markdown_page
     from memdlm.reporting.training import training_part
 
-    parts: list[Part] = [found.part() for found in evaluations]
+    parts: list[Part] = [group.part() for group in _repeated(evaluations)]
+    parts += [found.part() for found in evaluations]
     if runs:
         parts.append(training_part(runs, "Training" if evaluations else ""))
     sections = [part.section() for part in parts]
@@ -83,8 +85,17 @@ def _print(runs: "list[Run]", evaluations: "list[EvaluationResults]") -> None:
 
     for found in evaluations:
         print_results(found)
+    for group in _repeated(evaluations):
+        print(group.title)
+        _show(*group.table())
     if runs:
         _show(*result_rows(runs))
+
+
+def _repeated(evaluations: "list[EvaluationResults]") -> "list[RepeatedTrainings]":
+    from memdlm.reporting.trainings import repeated_trainings
+
+    return repeated_trainings([found.evaluation for found in evaluations if found.evaluation])
 
 
 def print_results(found: "EvaluationResults") -> None:

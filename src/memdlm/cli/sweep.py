@@ -62,6 +62,14 @@ def sweep(
     seeds: Annotated[
         str | None, typer.Option(help="Seeds of the evaluation, e.g. 0,1,2. Default: the preset's.")
     ] = None,
+    training_seeds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Repeat every training with these seeds, and report what holds over them. "
+            "Default: the recipe's.",
+        ),
+    ] = None,
     num_samples: Annotated[
         int | None, typer.Option("--num-samples", "-n", help="Documents per task.")
     ] = None,
@@ -115,6 +123,7 @@ def sweep(
             seeds=seeds,
             num_samples=num_samples,
             limit_variants=limit_variants,
+            training_seeds=training_seeds,
         )
     )
     from memdlm.cli.sweep_plan import plan_sweep

@@ -172,9 +172,9 @@ def show_costs(plan: "SweepPlan", gpu: str) -> None:
         arms = evaluation.wanted
         costs = preset_costs(evaluation.preset, arms, evaluation.config, model)
         for cost in costs:
-            print(f"  {evaluation.preset.name}, {cost.arm}: {_cost_line(cost, gpu)}", flush=True)
+            print(f"  {evaluation.name}, {cost.arm}: {_cost_line(cost, gpu)}", flush=True)
         total = sum(cost.seconds(gpu) for cost in costs)
-        print(f"  {evaluation.preset.name}, all: {duration(total)}", flush=True)
+        print(f"  {evaluation.name}, all: {duration(total)}", flush=True)
 
 
 def _training_line(training: "Training", gpu: str) -> str:

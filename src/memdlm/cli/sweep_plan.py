@@ -95,6 +95,7 @@ class PlannedEvaluation:
         arms: All of the preset's, those that are left out included.
         is_tiny: Whether the tasks are those of its tiny counterpart.
         recipe: What all variants change.
+        training_seed: Its recipe's seed, where trainings are repeated with several.
     """
 
     preset: Preset
@@ -103,6 +104,13 @@ class PlannedEvaluation:
     arms: tuple[PlannedArm, ...]
     is_tiny: bool
     recipe: Recipe
+    training_seed: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        seed = self.training_seed
+        return self.preset.name + ("" if seed is None else f" with training seed {seed}")
 
     @property
     def wanted(self) -> tuple[Arm, ...]:
@@ -137,6 +145,8 @@ class SweepRequest:
         trainings: Where trainings go.
         only: Variants to keep; empty keeps all.
         evaluation: Differences in `EvalConfig`.
+        training_seeds: Seeds to repeat every training with, each evaluated into a folder of its
+            own; empty for the recipe's.
     """
 
     presets: Sequence[Preset]
@@ -147,6 +157,7 @@ class SweepRequest:
     trainings: Path
     only: Sequence[str] = ()
     evaluation: Mapping[str, Any] | None = None
+    training_seeds: Sequence[int] = ()
 
 
 def tiny_recipe(assignments: Sequence[str]) -> dict[str, Any]:
@@ -162,27 +173,36 @@ def plan_sweep(request: SweepRequest) -> SweepPlan:
         ConfigError: A value is out of range.
     """
     _check_only(request)
-    base = build_recipe(request.recipe, request.source)
-    decoder = _decoder(base)
     trainings: dict[str, Training] = {}
     evaluations = []
     for preset in request.presets:
-        arms = []
-        for variant in preset.variants:
-            training = _training(request, variant)
-            names = {variant.name, _base_name(variant.name)}
-            is_wanted = not request.only or not names.isdisjoint(request.only)
-            if is_wanted:
-                _share(trainings, training, f"{_short(preset.name)}: {_base_name(variant.name)}")
-            arms.append(PlannedArm(_arm(variant, training, decoder), training.key, is_wanted))
-        folder = (
-            request.output if len(request.presets) == 1 else request.output / _short(preset.name)
-        )
-        config = _config(request, preset)
-        evaluations.append(
-            PlannedEvaluation(preset, folder, config, tuple(arms), request.is_tiny, base)
-        )
+        for seed in request.training_seeds or (None,):
+            evaluations.append(_evaluation(request, preset, seed, trainings))
     return SweepPlan(tuple(trainings.values()), tuple(evaluations), request.output)
+
+
+def _evaluation(
+    request: SweepRequest, preset: Preset, seed: int | None, trainings: dict[str, Training]
+) -> PlannedEvaluation:
+    """Return the evaluation of a preset's variants, and add the trainings it needs."""
+    short = _short(preset.name)
+    folder = request.output if len(request.presets) == 1 else request.output / short
+    if seed is not None:
+        folder = folder / f"training_seed{seed}"
+        request = replace(request, recipe={**request.recipe, "seed": seed})
+    base = build_recipe(request.recipe, request.source)
+    decoder = _decoder(base)
+    arms = []
+    for variant in preset.variants:
+        training = _training(request, variant)
+        base_name = _base_name(variant.name)
+        is_wanted = not request.only or not {variant.name, base_name}.isdisjoint(request.only)
+        if is_wanted:
+            repeat = "" if seed is None else f", seed {seed}"
+            _share(trainings, training, f"{short}: {base_name}{repeat}")
+        arms.append(PlannedArm(_arm(variant, training, decoder), training.key, is_wanted))
+    config = _config(request, preset)
+    return PlannedEvaluation(preset, folder, config, tuple(arms), request.is_tiny, base, seed)
 
 
 def variant_recipe(base: Mapping[str, Any], variant: Variant, source: str) -> Recipe:

@@ -26,6 +26,7 @@ class SweepArguments:
     seeds: str | None = None
     num_samples: int | None = None
     limit_variants: str | None = None
+    training_seeds: str | None = None
 
 
 def read_request(arguments: SweepArguments) -> SweepRequest:
@@ -60,6 +61,7 @@ def read_request(arguments: SweepArguments) -> SweepRequest:
         trainings=trainings.expanduser(),
         only=_names(arguments.limit_variants),
         evaluation=_evaluation(arguments),
+        training_seeds=_training_seeds(arguments),
     )
 
 
@@ -68,13 +70,26 @@ def _evaluation(arguments: SweepArguments) -> dict[str, Any]:
     if arguments.num_samples is not None:
         settings["num_samples"] = arguments.num_samples
     if arguments.seeds is not None:
-        try:
-            settings["seeds"] = [int(part) for part in arguments.seeds.split(",")]
-        except ValueError:
-            raise UsageError(
-                f"--seeds {arguments.seeds}: write whole numbers, e.g. 0,1,2"
-            ) from None
+        settings["seeds"] = _numbers("--seeds", arguments.seeds)
     return apply_overrides(settings, arguments.settings)
+
+
+def _training_seeds(arguments: SweepArguments) -> tuple[int, ...]:
+    if arguments.training_seeds is None:
+        return ()
+    seeds = _numbers("--training-seeds", arguments.training_seeds)
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise UsageError(
+            f"--training-seeds {arguments.training_seeds}: name different seeds of 0 or more"
+        )
+    return tuple(seeds)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} {text}: write whole numbers, e.g. 0,1,2") from None
 
 
 def _names(text: str | None) -> tuple[str, ...]:

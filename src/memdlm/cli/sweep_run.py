@@ -100,6 +100,7 @@ def _begin(evaluation: PlannedEvaluation, command: str) -> None:
         is_tiny=evaluation.is_tiny,
         command=command,
         backbone=evaluation.recipe.model,
+        training_seed=evaluation.training_seed,
     )
     versions = {**collect_versions(), **collect_devices(), **collect_commit(Path())}
     EvaluationFolder(evaluation.folder).begin(description, versions)
@@ -152,16 +153,16 @@ def _scores_job(evaluation: PlannedEvaluation, key: str, training: str, command:
         for task in expand(config.tasks)[0]
         for seed in config.seeds
     ]
-    name = f"{evaluation.preset.name}, {', '.join(arm.name for arm in arms)}"
+    name = f"{evaluation.name}, {', '.join(arm.name for arm in arms)}"
     return _job(name, evaluation, arms, key, cells, (training,), command)
 
 
 def _exposure_bias_job(evaluation: PlannedEvaluation, names: dict[str, str], command: str) -> Job:
     """Return the job that measures all arms: they have to see the same samples."""
-    preset, results = evaluation.preset, [evaluation.folder / BIAS_RESULT]
+    results = [evaluation.folder / BIAS_RESULT]
     after = tuple(names[key] for key in evaluation.trainings)
     return _job(
-        preset.name, evaluation, evaluation.wanted, "exposure_bias", results, after, command
+        evaluation.name, evaluation, evaluation.wanted, "exposure_bias", results, after, command
     )
 
 

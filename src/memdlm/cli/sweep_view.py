@@ -39,7 +39,7 @@ def _show_evaluation(evaluation: "PlannedEvaluation") -> None:
         samples = f"{config.num_samples} documents each"
     seeds = ", ".join(map(str, config.seeds))
     tasks = ", ".join(config.tasks) or "held-out rows of the training data"
-    print(f"{evaluation.preset.name} into {evaluation.folder}")
+    print(f"{evaluation.name} into {evaluation.folder}")
     print(f"  {len(arms)} arms: {', '.join(arm.name for arm in arms)}")
     print(f"  {tasks}; {samples}, seeds {seeds}")
 

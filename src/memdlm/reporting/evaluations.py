@@ -118,11 +118,11 @@ def _tables(
     evaluation: Evaluation, shown: Sequence[Column], metric: str | None = None
 ) -> list[Block]:
     """Return tables of as many columns as fit."""
-    return _cut(*table_rows(evaluation, shown, metric))
+    return cut_tables(*table_rows(evaluation, shown, metric))
 
 
-def _cut(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[Block]:
-    """Return tables of as many columns as fit, about the same number in each."""
+def cut_tables(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[Block]:
+    """Return the tables that a wide one is cut into, each with about as many columns."""
     num_tables = max(1, -(-(len(header) - 1) // _COLUMNS_OF_A_TABLE))
     width = -(-(len(header) - 1) // num_tables)
     return [
@@ -182,4 +182,4 @@ def _paper(evaluation: Evaluation) -> list[Block]:
     if table is None:
         return []
     source = Paragraph(f"Source: {paper_tables()['source']}.", "note")
-    return [Fold("The paper's own table", [*_cut(*table), source])]
+    return [Fold("The paper's own table", [*cut_tables(*table), source])]

@@ -115,6 +115,7 @@ class Evaluation:
         paper: Arm -> column -> the paper's figure in percent, where the evaluation names it.
         results: (arm, task, seed) -> result; what was not run is missing.
         strangers: Result files that are none of this evaluation's.
+        training_seed: Seed that its models were trained with, where a sweep trains with several.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Evaluation:
     paper: Mapping[str, Mapping[str, float]]
     results: Mapping[tuple[str, str, int], Result]
     strangers: Sequence[str]
+    training_seed: int | None = None
 
     def arm(self, name: str) -> ComparedArm:
         """Return an arm by its name."""
@@ -179,6 +181,9 @@ def read_evaluation(folder: Path, name: str, remark: Callable[[str], None]) -> E
         paper=record.values.get("paper") or {},
         results=results,
         strangers=strangers,
+        training_seed=record.get("training_seed", int)
+        if "training_seed" in record.values
+        else None,
     )
 
 
