@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument(
         "--budget", nargs="+", type=int, default=[0], help="new tokens; 0: the longest answer's"
     )
-    parser.add_argument("--num-samples", type=int, default=64)
+    parser.add_argument("--num-samples", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cores", type=int, default=2, help="of every way; they must be idle")
