@@ -7,20 +7,17 @@ the config says block-causal. Source: the checkpoint's own modelling code, froze
 tests/fixtures/backbones/llada2 and llada2_variant.
 """
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.glm4_moe.modeling_glm4_moe import (
     Glm4MoeMLP,
     Glm4MoeRMSNorm,
     Glm4MoeRotaryEmbedding,
     apply_rotary_pos_emb,
-    eager_attention_forward,
 )
 from transformers.utils.generic import maybe_autocast
 
@@ -42,7 +39,7 @@ from memdlm.backbones.checkpoint_layout import (
 )
 from memdlm.backbones.experts import Experts
 from memdlm.backbones.kv_cache import AttentionCache
-from memdlm.backbones.narrow_attention import Heads
+from memdlm.backbones.narrow_attention import Heads, attend
 from memdlm.errors import CheckpointError, ConfigError
 
 PUBLISHED_MASK_TOKEN_ID = 156895
@@ -198,18 +195,7 @@ class FusedAttention(nn.Module):
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        attended, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-        )
+        attended, weights = attend(self, query, key, value, attention_mask)
         return self.dense(attended.reshape(*shape, -1)), weights
 
 

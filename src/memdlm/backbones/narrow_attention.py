@@ -67,21 +67,36 @@ def attend_at(
     value = value.transpose(1, 2)
     if inputs.cache is not None:
         key, value = inputs.cache.update(key, value, module.layer_idx)
-    attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
-        module.config._attn_implementation, eager_attention_forward
-    )
-    attended, _ = attend(
-        module,
-        query,
-        key,
-        value,
-        narrowed.attention_mask,
-        dropout=module.config.attention_dropout if module.training else 0.0,
-        scaling=module.scaling,
-    )
+    attended, _ = attend(module, query, key, value, narrowed.attention_mask)
     output = module.o_proj if own_heads is None else module.dense
     projected: torch.Tensor = output(attended.flatten(2))
     return projected
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return attended heads [B, Q, N, D], and the weights if the implementation has them.
+
+    Args:
+        module: An attention module; its config names the implementation.
+        query: [B, N, Q, D].
+        key: [B, G, K, D].
+        value: [B, G, K, D].
+        mask: As `LayerInputs` has it, over the K keys.
+    """
+    implementation: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
+        module.config._attn_implementation, eager_attention_forward
+    )
+    dropout = module.config.attention_dropout if module.training else 0.0
+    attended, weights = implementation(
+        module, query, key, value, mask, dropout=dropout, scaling=module.scaling
+    )
+    return attended, weights
 
 
 def _separate_heads(module: Any, hidden: torch.Tensor, positions: torch.Tensor) -> Heads:
