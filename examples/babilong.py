@@ -4,9 +4,12 @@ r"""Make rows to train for BABILong: its prompts, other stories and pages than i
     memdlm train recipes/tiny/babilong.yaml --set data.train=DIR/train.jsonl ...
     memdlm eval babilong@512 --model RUN --set sources.babi=BABI \
         --set sources.background=DIR/book_test.txt
+    memdlm probe --arm memdlm=RUN --data DIR/eval.jsonl
 
 Rows hide bAbI's training stories in the first four fifths of the book (`book_train.txt`); an
-evaluation hides the test stories in the rest (`book_test.txt`). Needs the extra `eval`.
+evaluation hides the test stories in the rest (`book_test.txt`). The rows of `eval.jsonl`, training
+stories that `train.jsonl` leaves out, name the facts that their answers follow from, for the probe.
+Needs the extra `eval`.
 """
 
 import argparse
@@ -68,14 +71,21 @@ def build(arguments: argparse.Namespace) -> None:
         path.write_text(text, encoding="utf-8")
         print(f"{path}: {len(text.split()):,} words")
     write_rows(output / "words.jsonl", [{"words": " ".join(words)}])
-    parts: dict[str, list[dict[str, str]]] = {"train": [], "eval": []}
+    parts: dict[str, list[dict[str, Any]]] = {"train": [], "eval": []}
     for task in arguments.tasks:
         count = len(questions[task]["train"])
         # One piece: a story's questions share its facts and follow one another.
         first_held_out = count - count // HELD_OUT
         for request in list_requests(arguments, task, tokenizer, output / "book_train.txt"):
-            for number, row in make_rows(request, task, writers[task]):
-                parts["train" if number < first_held_out else "eval"].append(row)
+            for document in make_documents(
+                request, task, MAX_NEW_TOKENS, writers[task], split="train"
+            ):
+                row = make_row(document, task, writers[task])
+                if document["id"] < first_held_out:
+                    parts["train"].append(row)
+                else:
+                    question = questions[task]["train"][document["id"]]
+                    parts["eval"].append(row | name_evidence(document, question, writers[task]))
     for part, rows in parts.items():
         random.Random(derive_seed(arguments.seed, f"babilong/{part}")).shuffle(rows)
         write_rows(output / f"{part}.jsonl", rows)
@@ -139,13 +149,21 @@ def list_requests(
         )
 
 
-def make_rows(
-    request: TaskRequest, task: str, write_prompt: PromptWriter
-) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield each question's number in bAbI's training file, and its row."""
-    for document in make_documents(request, task, MAX_NEW_TOKENS, write_prompt, split="train"):
-        answer = write_answer(task, document["question"], document["target"])
-        yield document["id"], {"prompt": write_prompt(document), "completion": answer}
+def make_row(document: dict[str, Any], task: str, write_prompt: PromptWriter) -> dict[str, str]:
+    """Return a document as a row to train on."""
+    answer = write_answer(task, document["question"], document["target"])
+    return {"prompt": write_prompt(document), "completion": answer}
+
+
+def name_evidence(
+    document: dict[str, Any], question: Question, write_prompt: PromptWriter
+) -> dict[str, Any]:
+    """Return what the retrieval probe has to know besides: see memdlm.evaluation.samples."""
+    return {
+        "evidence": list(question.support),
+        "question": write_prompt({**document, "input": ""}),
+        "answers": [document["target"]],
+    }
 
 
 def write_answer(task: str, question: str, target: str) -> str:
@@ -161,7 +179,7 @@ def write_answer(task: str, question: str, target: str) -> str:
     return form.format(*match.groups(), target=target)
 
 
-def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write JSON Lines and say so."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     print(f"{path}: {len(rows):,} row(s)")

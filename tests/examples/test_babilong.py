@@ -11,6 +11,8 @@ import pytest
 
 from memdlm.data.encoding import encode_prompt
 from memdlm.data.tokenizer import build_word_tokenizer, check_encodable
+from memdlm.evaluation.retrieval_probe.asking import make_items
+from memdlm.evaluation.samples import encode_samples, read_samples
 from memdlm.evaluation.tasks.babilong import BABILONG
 from memdlm.evaluation.tasks.babilong.scoring import LABELS, only_label
 from memdlm.evaluation.tasks.task import TaskRequest, TaskSources, as_lm_eval_task
@@ -143,6 +145,31 @@ def test_the_last_stories_are_held_out_of_training(
     assert not any("Fred moved" in row["prompt"] for row in train)
     moved = [row for row in held_out if " moved to the bathroom." in row["prompt"]]
     assert len([row for row in moved if "Fred moved" in row["prompt"]]) == 2
+
+
+def test_held_out_rows_name_what_the_probe_asks_for(
+    sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(sources, monkeypatch, "--tasks", "qa2", "qa3") == 0
+    held_out = str(sources / "set" / "eval.jsonl")
+    words = read_rows(sources / "set" / "words.jsonl")[0]["words"]
+    tokenizer = build_word_tokenizer([], extra_words=[words])
+    samples = read_samples(held_out, (), None, seed=0)
+    milk = "Fred got the milk there.", "Fred went to the hallway."
+    office = "Fred got the milk.", "Fred went to the garden.", "Fred went to the office."
+    assert {sample.evidence for sample in samples} == {milk, office}
+    assert {sample.answers for sample in samples} == {("hallway",), ("office",)}
+    encoded = encode_samples(samples, tokenizer, chat_template="never")
+    items = make_items(
+        samples, encoded, tokenizer, chat_template="never", needs_question=True, seed=0
+    )
+    for item in items:
+        found = tokenizer.decode(item.prompt[item.needle])
+        assert all(fact in found for fact in item.sample.evidence)
+    for sample in samples:
+        assert sample.question is not None
+        assert "page" in sample.dialogue.prompt and "page" not in sample.question
+        assert all(fact not in sample.question for fact in sample.evidence)
 
 
 def test_a_model_of_some_tasks_can_read_all(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,16 +11,21 @@ from pathlib import Path
 
 from memdlm.errors import DataError
 
-_LINE = re.compile(r"(\d+) ([^\t|]+)(?:[\t|]([^\t|]+)[\t|][\d ]*)?")
+_LINE = re.compile(r"(\d+) ([^\t|]+)(?:[\t|]([^\t|]+)[\t|]([\d ]*))?")
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question and the story up to it, earlier questions left out."""
+    """One question and the story up to it, earlier questions left out.
+
+    `support` are the facts that the answer follows from, in the file's order; ids that name none
+    are passed over.
+    """
 
     facts: tuple[str, ...]
     text: str
     answer: str
+    support: tuple[str, ...] = ()
 
 
 def find_babi_file(folder: Path, task: str, split: str) -> Path:
@@ -43,17 +48,18 @@ def read_babi(path: Path) -> Iterator[Question]:
     Raises:
         DataError: The file cannot be read, or a line is not in bAbI's format.
     """
-    facts: list[str] = []
+    facts: dict[str, str] = {}
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         match = _LINE.fullmatch(line)
         if match is None:
             raise DataError(f"{path} line {number}: not in bAbI's format `ID text`; check the file")
         if match[1] == "1":
-            facts = []
+            facts = {}
         if match[3] is None:
-            facts.append(match[2].strip())
+            facts[match[1]] = match[2].strip()
         else:
-            yield Question(tuple(facts), match[2].strip(), match[3].strip())
+            support = tuple(facts[line] for line in match[4].split() if line in facts)
+            yield Question(tuple(facts.values()), match[2].strip(), match[3].strip(), support)
 
 
 def read_text(path: Path) -> str:

@@ -24,10 +24,11 @@ def test_every_question_comes_with_the_facts_before_it_whatever_the_separator(
     path = tmp_path / "qa1_single-supporting-fact_test.txt"
     path.write_text(STORY)
     mary = ("Mary moved to the bathroom.", "John went to the hallway.")
+    travelled, sandra = "Mary travelled to the office.", ("Sandra went to the garden.",)
     assert list(read_babi(path)) == [
-        Question(mary, "Where is Mary?", "bathroom"),
-        Question((*mary, "Mary travelled to the office."), "Where is Mary?", "office"),
-        Question(("Sandra went to the garden.",), "Where is Sandra?", "garden"),
+        Question(mary, "Where is Mary?", "bathroom", mary[:1]),
+        Question((*mary, travelled), "Where is Mary?", "office", (travelled,)),
+        Question(sandra, "Where is Sandra?", "garden", sandra),
     ]
 
 
