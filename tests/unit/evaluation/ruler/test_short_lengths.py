@@ -42,7 +42,7 @@ def test_documents_fit_their_length_or_the_least_one_is_named(
     except ConfigError as error:
         match = re.search(rf"write {name}@(\d+) or more$", str(error))
         assert match is not None
-        assert length < int(match[1]) <= 384
+        assert length < int(match[1]) <= 352
         length = int(match[1])
         config = make(name, length, **sources)
     found = documents(config)
