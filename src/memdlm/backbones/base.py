@@ -24,27 +24,11 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from memdlm.backbones.buffers import keep_float32_buffers
 from memdlm.backbones.experts import Experts
-from memdlm.backbones.kv_cache import AttentionCache, KVCache
-from memdlm.backbones.narrow_attention import attend_at, gather_positions
-from memdlm.backbones.partial_prefix import KeyRecorder
+from memdlm.backbones.kv_cache import KeyRecorder, KVCache
+from memdlm.backbones.layer_inputs import LayerInputs, gather_positions
+from memdlm.backbones.narrow_attention import attend_at
 from memdlm.backbones.sharded import forward_goes_on
 from memdlm.backbones.token_losses import Scored, weighted_nll
-
-
-@dataclass(frozen=True)
-class LayerInputs:
-    """What every layer of one forward shares.
-
-    Attributes:
-        attention_mask: None (all attend to all) or a mask [B, 1, L or 1, L], True/0 = may attend.
-        position_embeddings: Rotary cosines and sines, [1 or B, L, rotary dims] each.
-        cache: What takes the layers' keys and values and gives those to attend to: earlier
-            forwards' when decoding, see also `partial_prefix`. None: each layer's own.
-    """
-
-    attention_mask: torch.Tensor | None
-    position_embeddings: tuple[torch.Tensor, torch.Tensor]
-    cache: AttentionCache | None = None
 
 
 @dataclass(frozen=True)

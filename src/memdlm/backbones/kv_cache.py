@@ -1,13 +1,17 @@
 """Keys and values that outlive a forward, so that the next one runs on a few positions only.
 
-A cache has one slot per position of each row. Every forward says where its tokens belong and how
-many slots its queries may look at; what they see among those is the attention mask's business. The
-attention modules, ours and those of transformers, know a cache by one method, `update`.
+    KVCache       gives queries the keys of earlier forwards, when decoding
+    KeyRecorder   keeps those of one forward, and leaves that as it is
+
+A `KVCache` has one slot per position of each row. Every forward says where its tokens belong and
+how many slots its queries may look at; what they see among those is the attention mask's business.
+The attention modules, ours and those of transformers, know a cache by one method, `update`.
 
 Knows neither blocks nor decoding. Shapes: B rows, Q query tokens of a forward, S slots, K visible
 slots, G key-value heads, D head width.
 """
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -84,3 +88,40 @@ class KVCache:
     def num_bytes(self) -> int:
         """Bytes of all stores."""
         return sum(t.numel() * t.element_size() for pair in self._stores.values() for t in pair)
+
+
+Recorded = Mapping[int, tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values [B, G, L, D] by layer, without gradient."""
+
+
+class KeyRecorder:
+    """Keeps each layer's keys and values once, and never changes what attention computes with.
+
+    To a layer it is a cache. Gradient checkpointing runs a layer again during the backward pass;
+    by then `take` has been called, and the second run leaves no trace. What is kept is detached
+    and shares storage with what attention keeps for its own gradient, so it takes memory only where
+    activations are checkpointed: 2 B G L D values per layer, until the caller drops them.
+    """
+
+    def __init__(self) -> None:
+        """Start recording."""
+        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = {}
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer_idx: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Note the keys and values [B, G, L, D] of layer `layer_idx`; return them as they are."""
+        if self._kept is not None:
+            self._kept[layer_idx] = (key.detach(), value.detach())
+        return key, value
+
+    def take(self) -> Recorded:
+        """End recording and hand over what was kept.
+
+        Raises:
+            ValueError: If it was taken before.
+        """
+        if self._kept is None:
+            raise ValueError("these keys were taken before; use one recorder per forward")
+        kept, self._kept = self._kept, None
+        return kept

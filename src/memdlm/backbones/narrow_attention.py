@@ -9,41 +9,21 @@ key-value heads, D head width.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward, rotate_half
 
-if TYPE_CHECKING:
-    from memdlm.backbones.base import LayerInputs
+from memdlm.backbones.layer_inputs import LayerInputs, gather_positions, narrow_inputs
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Queries [B, Q, N, D], keys and values [B, L, G, D], before the rotary embedding."""
 
 
-def gather_positions(hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Return `hidden` [B, L, H] at `positions` [B, P] as [B, P, H]."""
-    return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
-
-
-def narrow_inputs(inputs: "LayerInputs", positions: torch.Tensor) -> "LayerInputs":
-    """Return what a layer needs where only `positions` [B, P] ask; keys stay those of all L."""
-    mask, rows = inputs.attention_mask, positions.shape[0]
-    if mask is not None and mask.shape[2] > 1:
-        index = positions[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
-        mask = mask.expand(rows, -1, -1, -1).gather(2, index)
-    cosine, sine = (
-        gather_positions(part.expand(rows, -1, -1), positions)
-        for part in inputs.position_embeddings
-    )
-    return replace(inputs, attention_mask=mask, position_embeddings=(cosine, sine))
-
-
 def attend_at(
-    attention: nn.Module, hidden: torch.Tensor, inputs: "LayerInputs", positions: torch.Tensor
+    attention: nn.Module, hidden: torch.Tensor, inputs: LayerInputs, positions: torch.Tensor
 ) -> torch.Tensor:
     """Return what `attention` gives at `positions`: [B, P, H].
 

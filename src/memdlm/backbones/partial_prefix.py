@@ -1,25 +1,17 @@
 """Early layers on some positions of every row, beside keys and values that another forward had.
 
-    KeyRecorder      keeps what the early layers of an ordinary forward attend to
-    partial_prefix   runs them on chosen columns, which attend to their own keys and those kept
-
-Knows neither prompts nor memories. Shapes: B batch, L length, Q columns of the row with most, G
-key-value heads, D head width, H hidden width.
+They attend to their own keys and to those that a `KeyRecorder` kept of an ordinary forward. Knows
+neither prompts nor memories. Shapes: B batch, L length, Q columns of the row with most, G key-value
+heads, D head width, H hidden width.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 
-from memdlm.backbones.narrow_attention import narrow_inputs
-
-if TYPE_CHECKING:
-    from memdlm.backbones.base import DiffusionModel, LayerInputs
-
-Recorded = Mapping[int, tuple[torch.Tensor, torch.Tensor]]
-"""Keys and values [B, G, L, D] by layer, without gradient."""
+from memdlm.backbones.base import DiffusionModel
+from memdlm.backbones.kv_cache import Recorded
+from memdlm.backbones.layer_inputs import LayerInputs, narrow_inputs
 
 
 @dataclass(frozen=True)
@@ -58,39 +50,6 @@ class RowColumns:
         return longer.scatter_(-2, index, part.to(whole.dtype))[..., :-1, :]
 
 
-class KeyRecorder:
-    """Keeps each layer's keys and values once, and never changes what attention computes with.
-
-    To a layer it is a cache. Gradient checkpointing runs a layer again during the backward pass;
-    by then `take` has been called, and the second run leaves no trace. What is kept is detached
-    and shares storage with what attention keeps for its own gradient, so it takes memory only where
-    activations are checkpointed: 2 B G L D values per layer, until the caller drops them.
-    """
-
-    def __init__(self) -> None:
-        """Start recording."""
-        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = {}
-
-    def update(
-        self, key: torch.Tensor, value: torch.Tensor, layer_idx: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Note the keys and values [B, G, L, D] of layer `layer_idx`; return them as they are."""
-        if self._kept is not None:
-            self._kept[layer_idx] = (key.detach(), value.detach())
-        return key, value
-
-    def take(self) -> Recorded:
-        """End recording and hand over what was kept.
-
-        Raises:
-            ValueError: If it was taken before.
-        """
-        if self._kept is None:
-            raise ValueError("these keys were taken before; use one recorder per forward")
-        kept, self._kept = self._kept, None
-        return kept
-
-
 @dataclass(frozen=True)
 class _BesideRecorded:
     """A cache to the layers: fresh keys and values in the place of the recorded ones."""
@@ -106,9 +65,9 @@ class _BesideRecorded:
 
 
 def partial_prefix(
-    model: "DiffusionModel",
+    model: DiffusionModel,
     input_ids: torch.Tensor,
-    inputs: "LayerInputs",
+    inputs: LayerInputs,
     stop: int,
     columns: RowColumns,
     recorded: Recorded,

@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from memdlm.backbones.base import DiffusionMaskedLM, LayerInputs
-from memdlm.backbones.partial_prefix import Recorded, RowColumns, partial_prefix
+from memdlm.backbones.base import DiffusionMaskedLM
+from memdlm.backbones.kv_cache import Recorded
+from memdlm.backbones.layer_inputs import LayerInputs
+from memdlm.backbones.partial_prefix import RowColumns, partial_prefix
 from memdlm.backbones.sharded import forward_goes_on
 from memdlm.backbones.token_losses import weighted_sum
 from memdlm.diffusion.objective import ObjectiveConfig, coefficients, row_weights

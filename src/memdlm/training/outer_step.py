@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from memdlm.backbones.base import Interlude, LayerInputs
-from memdlm.backbones.partial_prefix import KeyRecorder, RowColumns
+from memdlm.backbones.base import Interlude
+from memdlm.backbones.kv_cache import KeyRecorder
+from memdlm.backbones.layer_inputs import LayerInputs
+from memdlm.backbones.partial_prefix import RowColumns
 from memdlm.backbones.token_losses import Scored
 from memdlm.diffusion.corruption import corrupt, draw_time
 from memdlm.diffusion.objective import ObjectiveConfig, coefficients, row_weights

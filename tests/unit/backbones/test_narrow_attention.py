@@ -7,7 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from memdlm.backbones.kv_cache import KVCache
-from memdlm.backbones.narrow_attention import attend_at, gather_positions
+from memdlm.backbones.layer_inputs import gather_positions
+from memdlm.backbones.narrow_attention import attend_at
 
 LENGTH = 12
 POSITIONS = torch.tensor([[3, 11, 0], [7, 7, 2]])

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from memdlm.backbones.base import Interlude
-from memdlm.backbones.kv_cache import KVCache
-from memdlm.backbones.partial_prefix import KeyRecorder, RowColumns, partial_prefix
+from memdlm.backbones.kv_cache import KeyRecorder, KVCache
+from memdlm.backbones.partial_prefix import RowColumns, partial_prefix
 
 CHOSEN = torch.tensor(
     [[0, 0, 1, 1, 1, 1], [0, 1, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0]], dtype=torch.bool
