@@ -28,7 +28,7 @@ class EvaluationResults:
     @property
     def title(self) -> str:
         """Its heading."""
-        return self.name if self.evaluation is None else self.evaluation.title
+        return self.name if self.evaluation is None else self.evaluation.heading
 
     def part(self) -> Part:
         """Return its part of a page, figures drawn."""

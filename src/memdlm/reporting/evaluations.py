@@ -58,7 +58,7 @@ def evaluation_part(evaluation: Evaluation, prefix: str, more: Sequence[Block] =
     if evaluation.results or not more:
         blocks += [*_scores(evaluation, prefix), *_tests(evaluation)]
     blocks += [*more, *_paper(evaluation), *provenance_blocks(evaluation)]
-    return Part(evaluation.title, blocks)
+    return Part(evaluation.heading, blocks)
 
 
 def file_prefix(name: str) -> str:

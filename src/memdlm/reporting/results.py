@@ -132,6 +132,12 @@ class Evaluation:
     strangers: Sequence[str]
     training_seed: int | None = None
 
+    @property
+    def heading(self) -> str:
+        """Its title, with the seed that its models were trained with where there are several."""
+        seed = self.training_seed
+        return self.title if seed is None else f"{self.title}, training seed {seed}"
+
     def arm(self, name: str) -> ComparedArm:
         """Return an arm by its name."""
         return next(arm for arm in self.arms if arm.name == name)

@@ -17,8 +17,9 @@ from memdlm.uncertainty import mean_and_standard_error
 _NOTE = (
     "Each training is one value: the score, in percent, that its models reached in an evaluation "
     "below. ± is one standard error over trainings, which differ in the seed of data order, masks "
-    "and whatever else training draws. The difference to {first} is taken between models of the "
-    "same seed. With three trainings a 95 % interval reaches 4.3 standard errors to both sides."
+    "and whatever else training draws. 'vs first' is the difference to {first}, taken between "
+    "models of the same seed. With three trainings a 95 % interval reaches 4.3 standard errors to "
+    "both sides."
 )
 
 
@@ -62,7 +63,7 @@ class RepeatedTrainings:
             lines[1] = f"{len(reached)} of {len(self.evaluations)} trainings"
         both = [reached[seed] - firsts[seed] for seed in reached if seed in firsts]
         if arm.name != self.arms[0].name and both:
-            lines.append(f"diff {_text(both, '+')}")
+            lines.append(f"vs first {_text(both, '+')}")
         paper = paper_figure(self.evaluations[0], arm, column.name)
         return (*lines, f"paper {paper.text}") if paper is not None else tuple(lines)
 

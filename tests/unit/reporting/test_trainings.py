@@ -38,9 +38,9 @@ def test_each_training_is_one_value(tmp_path: Path) -> None:
     # Means 90, 70, 80: standard deviation 10, over the root of three.
     assert rows[0] == ["Standard MDLM", ("80.0 ± 5.8", "3 trainings", "paper 99.4")]
     # 100, 60, 90; differences +10, -10, +10 by seed: mean 3.3, deviation 11.5.
-    assert rows[1][1][:3] == ("83.3 ± 12.0", "3 trainings", "diff +3.3 ± 6.7")
+    assert rows[1][1][:3] == ("83.3 ± 12.0", "3 trainings", "vs first +3.3 ± 6.7")
     # The third training's result is missing: 100, 60; differences +10, -10.
-    assert rows[2][1][:3] == ("80.0 ± 20.0", "2 of 3 trainings", "diff +0.0 ± 10.0")
+    assert rows[2][1][:3] == ("80.0 ± 20.0", "2 of 3 trainings", "vs first +0.0 ± 10.0")
 
 
 def test_the_page_says_what_its_errors_are_over(tmp_path: Path) -> None:
@@ -49,7 +49,8 @@ def test_the_page_says_what_its_errors_are_over(tmp_path: Path) -> None:
     assert "Table 1: 2 trainings" in page
     assert "Training seeds 0, 1." in page
     assert "one standard error over trainings" in page
-    assert "The difference to Standard MDLM is taken between models of the same seed" in page
+    assert "'vs first' is the difference to Standard MDLM" in page
+    assert [found.heading for found in group.evaluations][1] == "Table 1, training seed 1"
 
 
 def test_only_equal_evaluations_of_different_trainings_belong_together(tmp_path: Path) -> None:
