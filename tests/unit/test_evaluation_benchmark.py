@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.speed.evaluate import bench
+from benchmarks.speed.evaluate import bench, verdict
 from benchmarks.speed.evaluation_ways import Case
 
 
@@ -17,3 +17,10 @@ def test_all_ways_answer_every_request(family: str, has_memory: bool) -> None:
     assert found["gain"]["published"] == 1.0
     assert all(rate > 0 for rate in found["samples_per_second"].values())
     assert found["has_memory"] is has_memory
+
+
+def test_the_goal_is_judged_by_the_way_that_uses_all_cores() -> None:
+    case = {"family": "llada2", "words": 96, "has_memory": False}
+    slow = verdict({**case, "gain": {"published": 1.0, "batch 16": 4.0, "processes": 2.99}})
+    assert slow == "llada2, 96 words, without memory: 2.99 x published (at least 3: DOES NOT HOLD)"
+    assert "3: holds" in verdict({**case, "gain": {"published": 1.0, "processes": 3.0}})
