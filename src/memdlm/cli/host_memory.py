@@ -2,7 +2,7 @@
 
 On a CPU the states of a forward are allocated and freed operation by operation. The C library
 returns blocks of such sizes to the system at once, which has to clear every page again for the next
-one: a tenth of the quickstart's time (docs/log.md).
+one: 9 of the 95 seconds of a quickstart (docs/log.md).
 """
 
 import ctypes
