@@ -131,14 +131,8 @@ def describe_arm(arm: Arm) -> dict[str, Any]:
     settings = {name: to_plain(getattr(arm, name)) for name in ("memory", "objective", "sampling")}
     if not arm.memory.enabled:
         settings["memory"] = {"enabled": False}
-    return {
-        "name": arm.name,
-        "label": arm.label,
-        "model": arm.model,
-        "adapter": arm.adapter,
-        "memory": arm.memory.enabled,
-        "settings": {**settings, "dtype": arm.dtype, "quantization": arm.quantization},
-    }
+    settings |= {"dtype": arm.dtype, "quantization": arm.quantization}
+    return {**arm.described(), "settings": settings}
 
 
 def _recorded(name: str) -> Mapping[str, Any]:

@@ -1,6 +1,7 @@
 """What an evaluation is: which arms are compared, on which tasks, and how answers are made."""
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from memdlm.data.config import CHAT_TEMPLATE
 from memdlm.diffusion.objective import ObjectiveConfig
@@ -109,3 +110,13 @@ class Arm:
     def without_memory(self) -> "Arm":
         """Return the arm with its memory off."""
         return replace(self, memory=replace(self.memory, enabled=False))
+
+    def described(self) -> dict[str, Any]:
+        """Return what result files call it, and what it asks; its settings are theirs to add."""
+        return {
+            "name": self.name,
+            "label": self.label,
+            "model": self.model,
+            "adapter": self.adapter,
+            "memory": self.memory.enabled,
+        }

@@ -210,14 +210,7 @@ def _measure(
 
 
 def _describe(arm: Arm, facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "name": arm.name,
-        "label": arm.label,
-        "model": arm.model,
-        "adapter": arm.adapter,
-        "memory": arm.memory.enabled,
-        "settings": as_json_gives_it(facts),
-    }
+    return {**arm.described(), "settings": as_json_gives_it(facts)}
 
 
 def _to_cell(sums: BiasSums) -> dict[str, Any]:
