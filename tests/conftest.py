@@ -1,6 +1,6 @@
 """Small real models and batches that every folder uses. CPU, a few thousand weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -11,6 +11,7 @@ from peft import LoraConfig
 
 from memdlm.backbones.base import DiffusionMaskedLM
 from memdlm.backbones.tiny import TINY_FAMILIES
+from memdlm.cli import host_matmul
 from memdlm.diffusion.states import CleanBatch
 from tests.families import FAMILIES, MASK, PAD, VOCABULARY, Family
 
@@ -30,6 +31,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     place = tmp_path_factory.getbasetemp() / "caches" / uuid4().hex
     monkeypatch.setenv("MEMDLM_CACHE", str(place))
     return place
+
+
+@pytest.fixture(autouse=True)
+def own_products() -> Iterator[None]:
+    """Give PyTorch its matrix products back after a test that ran a command in this process."""
+    yield
+    if host_matmul._in_force is not None:
+        host_matmul._in_force.end()
 
 
 def make_model(family: str = "llada", seed: int = 0, **overrides: Any) -> DiffusionMaskedLM:

@@ -1,8 +1,9 @@
 """Ways of answering the requests of one task: the published one, ours, and ours in processes.
 
 The published way: one request at a time; as many forwards as the task has tokens, logits at every
-position; experts in a Python loop; LLaDA2.x without keys and values kept. Our own inner loop writes
-its memories, which favours it. Ours: `DiffusionLM`.
+position; experts in a Python loop; LLaDA2.x without keys and values kept; PyTorch's own matrix
+products. Our own inner loop writes its memories, which favours it. Ours: `DiffusionLM`, with the
+matrix products of `memdlm eval`.
 """
 
 import contextlib
@@ -19,8 +20,9 @@ import torch
 
 from memdlm.backbones import experts
 from memdlm.backbones.tiny import build_tiny
+from memdlm.cli.host_matmul import speed_up_products
 from memdlm.cli.host_memory import keep_freed_memory
-from memdlm.cli.quiet import silence_libraries
+from memdlm.cli.libraries import prepare_libraries
 from memdlm.evaluation.config import EvalConfig
 from memdlm.evaluation.harness.model import DiffusionLM
 from memdlm.evaluation.harness.sharding import Shard, ShareDone
@@ -84,7 +86,12 @@ class Subject:
 
     def ours(self, batch_size: int) -> list[str]:
         """Answer all requests our way."""
-        return self.harness(batch_size).generate_until(self.requests)
+        products = speed_up_products()
+        try:
+            return self.harness(batch_size).generate_until(self.requests)
+        finally:
+            if products is not None:
+                products.end()
 
     def published(self) -> list[str]:
         """Answer all requests the published way."""
@@ -179,7 +186,7 @@ class Workers:
 def _work(line: Connection, case: Case, shard: Shard, batch_size: int) -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
-    silence_libraries()
+    prepare_libraries()
     subject = Subject(case)
     line.send("ready")
     while (folder := line.recv()) is not None:

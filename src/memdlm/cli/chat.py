@@ -45,12 +45,12 @@ def chat(
 
     Standard input that is no terminal is answered line by line. Exits with 1 if a line was not.
     """
-    from memdlm.cli.quiet import silence_libraries
+    from memdlm.cli.libraries import prepare_libraries
     from memdlm.errors import UsageError
 
     if memory not in ("on", "off") and not Path(memory).is_dir():
         raise UsageError(f"--memory {memory}: write on, off, or the folder of a kept memory")
-    silence_libraries()
+    prepare_libraries()
 
     from memdlm.cli.chat_run import run_chat
     from memdlm.cli.generation_run import GenerationRequest

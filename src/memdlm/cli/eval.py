@@ -133,9 +133,9 @@ def eval(  # the command's name; Python's own is not used here
     if processes > 1 and not is_one_of_several(processes):
         run_processes(processes)
         return
-    from memdlm.cli.quiet import silence_libraries
+    from memdlm.cli.libraries import prepare_libraries
 
-    silence_libraries()
+    prepare_libraries()
 
     from memdlm.cli.evaluation_request import EvaluationRequest
     from memdlm.cli.evaluation_run import run_request, show_list_of_tasks

@@ -56,9 +56,9 @@ def exposure_bias(
     All arms see the same samples, masks and orders of unmasking. Writes exposure_bias.json and
     exposure_bias.html; arms that were measured before with the same settings are kept.
     """
-    from memdlm.cli.quiet import silence_libraries
+    from memdlm.cli.libraries import prepare_libraries
 
-    silence_libraries()
+    prepare_libraries()
 
     from memdlm.cli.exposure_bias_run import run_exposure_bias
     from memdlm.cli.measured_arms import read_measured_arms, sharing_settings

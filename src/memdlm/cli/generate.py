@@ -78,7 +78,7 @@ def generate(
     ] = False,
 ) -> None:
     """Answer a prompt, many prompts, or standard input."""
-    from memdlm.cli.quiet import silence_libraries
+    from memdlm.cli.libraries import prepare_libraries
     from memdlm.errors import UsageError
 
     if stream and as_json:
@@ -93,7 +93,7 @@ def generate(
     if memory not in (None, "on", "off") and not Path(memory).is_dir():
         raise UsageError(f"--memory {memory}: write on, off, or the folder of a kept memory")
     prompts = read_prompts(prompt, file)
-    silence_libraries()
+    prepare_libraries()
 
     from memdlm.cli.generation_run import GenerationRequest, Output, run_generation
 

@@ -42,10 +42,10 @@ def write(
 ) -> None:
     """Write a text into a memory and keep it in a folder."""
     from memdlm.cli.generate import read_prompts
-    from memdlm.cli.quiet import silence_libraries
+    from memdlm.cli.libraries import prepare_libraries
 
     prompts = read_prompts(prompt, file)
-    silence_libraries()
+    prepare_libraries()
 
     from memdlm.cli.generation_run import GenerationRequest
     from memdlm.cli.memory_run import write_memory
@@ -77,9 +77,9 @@ def show(
 
     Needs no model.
     """
-    from memdlm.cli.quiet import silence_libraries
+    from memdlm.cli.libraries import prepare_libraries
 
-    silence_libraries()
+    prepare_libraries()
 
     from memdlm.cli.memory_run import show_memory
 
@@ -104,9 +104,9 @@ def export(
     """Write a memory as a LoRA adapter that PEFT loads, with the same logits. Needs no model."""
     import sys
 
-    from memdlm.cli.quiet import silence_libraries
+    from memdlm.cli.libraries import prepare_libraries
 
-    silence_libraries()
+    prepare_libraries()
 
     from memdlm.memory.artefact import Artefact
     from memdlm.memory.export import export_adapter

@@ -63,9 +63,9 @@ def probe(
     only the latter answers came from the weights. Writes probe.json and probe.html; arms that were
     measured before with the same settings are kept.
     """
-    from memdlm.cli.quiet import silence_libraries
+    from memdlm.cli.libraries import prepare_libraries
 
-    silence_libraries()
+    prepare_libraries()
 
     from memdlm.cli.measured_arms import read_measured_arms, sharing_settings
     from memdlm.cli.probe_run import run_probe

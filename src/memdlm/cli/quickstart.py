@@ -38,9 +38,9 @@ def quickstart(
                 "`make quickstart ARGS=--overwrite`), or choose another place with --output"
             )
 
-    from memdlm.cli.quiet import silence_libraries
+    from memdlm.cli.libraries import prepare_libraries
 
-    silence_libraries()
+    prepare_libraries()
 
     from rich.console import Console
 

@@ -94,9 +94,9 @@ def sweep(
     Started again, it goes on where it was, whatever ended it. Several of it on one folder share the
     work. Exits with 1 if a variant failed, after all others are done.
     """
-    from memdlm.cli.quiet import silence_libraries
+    from memdlm.cli.libraries import prepare_libraries
 
-    silence_libraries()
+    prepare_libraries()
 
     from memdlm.cli.sweep_view import show_presets
 

@@ -55,9 +55,9 @@ def _deciding(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _work(path: Path) -> None:
-    from memdlm.cli.quiet import silence_libraries
+    from memdlm.cli.libraries import prepare_libraries
 
-    silence_libraries()
+    prepare_libraries()
 
     from memdlm.evaluation.config import Arm, EvalConfig
     from memdlm.evaluation.presets import EXPOSURE_BIAS, PRESETS

@@ -47,9 +47,9 @@ def train(
     if exact and not resume:
         raise UsageError("--exact goes with --resume: it holds a run to its number of processes")
 
-    from memdlm.cli.quiet import silence_libraries
+    from memdlm.cli.libraries import prepare_libraries
 
-    silence_libraries()
+    prepare_libraries()
 
     from rich.console import Console
 
