@@ -93,6 +93,21 @@ def show(results: list[dict[str, Any]]) -> None:
     Console(width=110).print(table)
     for case in results:
         print(verdict(case))
+    for family in dict.fromkeys(case["family"] for case in results):
+        print(total([case for case in results if case["family"] == family], family))
+    print(total(results, "all cases"))
+
+
+def total(cases: list[dict[str, Any]], name: str) -> str:
+    """Return in words what the cases take one after the other, the published way and ours."""
+    published, ours = (
+        sum(statistics.median(list(case["seconds_all"].values())[way]) for case in cases)
+        for way in (0, -1)
+    )
+    return (
+        f"{name}, {len(cases)} together: {published:.1f} s published, {ours:.1f} s ours: "
+        f"{published / ours:.2f} x published"
+    )
 
 
 def verdict(case: dict[str, Any]) -> str:
