@@ -124,7 +124,12 @@ def verdict(case: dict[str, Any]) -> str:
 def main() -> None:
     """Measure every case asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--family", nargs="+", default=["quickstart", "llada_moe", "llada2"])
+    parser.add_argument(
+        "--family",
+        nargs="+",
+        default=["quickstart", "llada_moe", "llada2"],
+        help="tiny families, quickstart for the quickstart's start, or folders of trained models",
+    )
     parser.add_argument("--words", nargs="+", type=int, default=[96, 192, 384])
     parser.add_argument("--memory", nargs="+", choices=("on", "off"), default=["off", "on"])
     parser.add_argument(

@@ -19,7 +19,9 @@ from typing import Any
 import torch
 
 from memdlm.backbones import experts
-from memdlm.backbones.tiny import build_tiny
+from memdlm.backbones.loading import load_model
+from memdlm.backbones.tiny import TINY_FAMILIES, build_tiny
+from memdlm.backbones.tokenizers import load_tokenizer
 from memdlm.cli.host_matmul import speed_up_products
 from memdlm.cli.host_memory import keep_freed_memory
 from memdlm.cli.libraries import prepare_libraries
@@ -40,7 +42,8 @@ class Case:
     """What is asked, of which network.
 
     Attributes:
-        family: A tiny family, or `quickstart` for the quickstart's start, which is a dense LLaDA.
+        family: A tiny family, `quickstart` for the quickstart's start, which is a dense LLaDA, or
+            the folder of a trained model.
         words: Length of a prompt.
         has_memory: Whether a memory is written from each prompt.
         budget: New tokens of an answer; 0 for the longest answer and one.
@@ -60,9 +63,13 @@ class Subject:
     def __init__(self, case: Case) -> None:
         """Build the network and the requests."""
         self.case = case
+        self.model: Any
         self.model, self.tokenizer = load_start()
-        if case.family != "quickstart":
+        if case.family in TINY_FAMILIES:
             self.model = build_tiny(case.family, self.tokenizer).eval()
+        elif case.family != "quickstart":
+            self.model = load_model(case.family)
+            self.tokenizer = load_tokenizer(case.family)
         self.memory = MemoryConfig(learning_rate=0.02) if case.has_memory else None
         task = f"{TASK}@{case.words}"
         config = EvalConfig(tasks=(task,), num_samples=case.num_samples)

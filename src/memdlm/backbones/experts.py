@@ -15,6 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
+from memdlm.backbones.batch_rows import present_rows
+
 # The grouped kernel wants rows that start on 16-byte boundaries.
 _ALIGNMENT_BYTES = 16
 _GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -98,9 +100,9 @@ class Experts(nn.Module):
         tokens = torch.arange(num_tokens, device=hidden.device).repeat_interleave(
             top_k, output_size=num_tokens * top_k
         )
-        # Tokens come row by row, so a token's row follows from its index. Sorting by (expert, row)
-        # serves base weights (one group per expert) and fast weights (one per expert and row).
-        group = chosen.flatten() * num_rows + tokens // (num_tokens // num_rows)
+        # Sorting by (expert, row) serves base weights (one group per expert) and fast weights (one
+        # per expert and row; none of a row that the forward does not have).
+        group = chosen.flatten() * num_rows + _rows_of(tokens, num_tokens, num_rows)
         group, order = group.sort(stable=True)
         token = tokens[order]
         row_ends = group_ends(group, self.num_experts * num_rows)
@@ -155,6 +157,14 @@ class Experts(nn.Module):
     def extra_repr(self) -> str:
         """Show the sizes that the stacked weights hide."""
         return f"{self.num_experts} x ({self.hidden_size}, {self.intermediate_size})"
+
+
+def _rows_of(tokens: torch.Tensor, num_tokens: int, num_rows: int) -> torch.Tensor:
+    """Return the row of the batch that each of `tokens` [S] is of; they come row by row."""
+    present = None if num_rows == 1 else present_rows()
+    if present is None:
+        return tokens // (num_tokens // num_rows)
+    return present[tokens // (num_tokens // len(present))]
 
 
 def group_ends(sorted_groups: torch.Tensor, num_groups: int) -> torch.Tensor:

@@ -84,6 +84,12 @@ class KVCache:
         values.scatter_(2, index, value.to(values.dtype))
         return keys[:, :, : self._num_visible], values[:, :, : self._num_visible]
 
+    def keep(self, rows: torch.Tensor) -> None:
+        """Forget all rows but `rows` [b] int64, which the coming forwards have in this order."""
+        self._stores = {
+            layer: (keys[rows], values[rows]) for layer, (keys, values) in self._stores.items()
+        }
+
     @property
     def num_bytes(self) -> int:
         """Bytes of all stores."""

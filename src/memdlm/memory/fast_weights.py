@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from memdlm.backbones.base import DiffusionModel
+from memdlm.backbones.batch_rows import present_rows
 from memdlm.backbones.experts import Experts, grouped_linear
 from memdlm.memory.config import MemoryConfig
 from memdlm.memory.placement import Placement, Site
@@ -213,13 +214,14 @@ class _LinearDelta:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> Any:
         inputs: torch.Tensor = args[0]
-        rows = inputs.reshape(self.fast.num_rows, -1, inputs.shape[-1])  # [b, tokens, in]
-        tensors, name, dtype = self.fast.tensors, self.site.name, inputs.dtype
-        if f"{name}.delta" in tensors:
-            delta = rows @ tensors[f"{name}.delta"].to(dtype).transpose(1, 2)
-        else:
-            delta = rows @ tensors[f"{name}.A"].to(dtype).transpose(1, 2)  # [b, tokens, r]
-            delta = delta @ tensors[f"{name}.B"].to(dtype).transpose(1, 2)
+        present = None if self.fast.num_rows == 1 else present_rows()
+        num_rows = self.fast.num_rows if present is None else len(present)
+        delta = inputs.reshape(num_rows, -1, inputs.shape[-1])  # [b, tokens, in]
+        for part in ("delta",) if f"{self.site.name}.delta" in self.fast.tensors else ("A", "B"):
+            matrices = self.fast.tensors[f"{self.site.name}.{part}"]
+            if present is not None:
+                matrices = matrices[present]
+            delta = delta @ matrices.to(inputs.dtype).transpose(1, 2)
         return output + self.fast.scale * delta.view_as(output).to(output.dtype)
 
 

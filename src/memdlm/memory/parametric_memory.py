@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from memdlm.backbones.base import DiffusionMaskedLM
+from memdlm.backbones.batch_rows import present_rows
 from memdlm.diffusion.objective import ObjectiveConfig
 from memdlm.errors import ConfigError, DataError, UsageError
 from memdlm.memory.artefact import Artefact, delete_memory
@@ -269,9 +270,11 @@ class ParametricMemory:
             num_rows = self.fast_weights.num_rows
 
             def check_rows(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-                if num_rows not in (1, args[0].shape[0]):
+                present = present_rows()
+                expected = num_rows if present is None else len(present)
+                if num_rows != 1 and expected != args[0].shape[0]:
                     raise UsageError(
-                        f"the memory was written from {num_rows} rows, but the batch has "
+                        f"the memory was written from {expected} rows, but the batch has "
                         f"{args[0].shape[0]}; write it from that batch, or set memory.sharing: "
                         "batch"
                     )

@@ -18,6 +18,7 @@ from memdlm.sampling.block_plan import BlockPlan, Progress
 from memdlm.sampling.cached_forward import CachedForward
 from memdlm.sampling.canvas import Canvas
 from memdlm.sampling.decoders import backbone_of
+from memdlm.sampling.remaining_rows import RemainingRows
 
 
 class ApproximateCache:
@@ -32,7 +33,7 @@ class ApproximateCache:
         self._mask = canvas.attention_mask
         self._bounds = _block_bounds(plan)
         self.num_forwards = 0
-        self._streams: dict[str, tuple[CachedForward, list[int]]] = {}
+        self._streams: dict[str, tuple[CachedForward, RemainingRows, list[int]]] = {}
 
     def __call__(
         self, tokens: Tensor, positions: Tensor, progress: Progress, stream: str
@@ -41,8 +42,8 @@ class ApproximateCache:
         num_rows, num_columns = tokens.shape
         if stream not in self._streams:
             forward = CachedForward(self._model, num_columns)
-            self._streams[stream] = (forward, [-1] * num_rows)
-        forward, cached_block = self._streams[stream]
+            self._streams[stream] = (forward, RemainingRows(), [-1] * num_rows)
+        forward, rows, cached_block = self._streams[stream]
         parts = []
         for row, length in enumerate(self._canvas.lengths):
             block = progress.block[row]
@@ -53,8 +54,20 @@ class ApproximateCache:
             else:
                 start = max(start - self._lead, 0)
                 parts.append((start, length if self._kind == "prefix" else end))
+        places = rows.leave(progress.is_done, tokens.device)
+        if places is not None:
+            forward.keep(places)
+        mask = None if self._mask is None else rows.take(self._mask)
         self.num_forwards += 1
-        return forward(tokens, parts, positions, num_columns, lambda columns, visible: self._mask)
+        with rows.in_forward():
+            logits = forward(
+                rows.take(tokens),
+                rows.choose(parts),
+                rows.take(positions),
+                num_columns,
+                lambda columns, visible: mask,
+            )
+        return rows.spread(logits, num_rows)
 
 
 def _block_bounds(plan: BlockPlan) -> list[list[tuple[int, int]]]:

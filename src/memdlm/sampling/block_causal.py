@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from memdlm.sampling.block_plan import Progress
 from memdlm.sampling.block_progress import BlockProgress
 from memdlm.sampling.cached_forward import CachedForward
+from memdlm.sampling.remaining_rows import RemainingRows
 
 # Columns of a long prompt that one forward reads: its mask takes at most 64 MiB a row for a context
 # of 32768, and the products are as large as a device wants them.
@@ -32,6 +33,7 @@ class BlockCausalForward:
         """Ask `model` with blocks of `block_length`."""
         self.model, self.block_length = model, block_length
         self.num_forwards = 0
+        self._rows = RemainingRows()
 
     def __call__(
         self, tokens: Tensor, positions: Tensor, progress: Progress, stream: str
@@ -39,13 +41,17 @@ class BlockCausalForward:
         """Return float32 logits [B, P, V] at `positions` of `tokens` [B, T]."""
         assert isinstance(progress, BlockProgress)
         self.num_forwards += 1
-        width = max(progress.starts()) + self.block_length
+        rows = self._rows
+        rows.leave(progress.is_done, tokens.device)
+        width = max(rows.choose(progress.starts())) + self.block_length
         # Padding, and blocks a row has not reached, lie behind what its positions see.
         columns = torch.arange(width, device=tokens.device)[None]
         mask = block_causal_mask(columns, width, self.block_length)
-        output = self.model(tokens[:, :width], attention_mask=mask, positions=positions)
-        logits: Tensor = output.logits
-        return logits.float()
+        with rows.in_forward():
+            logits: Tensor = self.model(
+                rows.take(tokens)[:, :width], attention_mask=mask, positions=rows.take(positions)
+            ).logits
+        return rows.spread(logits.float(), len(tokens))
 
 
 class ExactCache:
@@ -66,6 +72,7 @@ class ExactCache:
         self.num_forwards = 0
         self._portion = max(PORTION // block_length, 1) * block_length
         self._forward = CachedForward(model, num_columns)
+        self._rows = RemainingRows()
         # A model that is block-causal by its own config would misread a missing mask.
         self._may_omit_mask = getattr(model.config, "attention", "full") == "full"
 
@@ -74,11 +81,17 @@ class ExactCache:
     ) -> Tensor:
         """Return float32 logits [B, P, V] at `positions` of `tokens` [B, T]; see `LogitsSource`."""
         assert isinstance(progress, BlockProgress)
-        while parts := progress.portions(self._portion):
-            self._run(tokens, parts, positions)
-        logits = self._run(tokens, progress.parts(), positions)
+        rows, num_rows = self._rows, len(tokens)
+        places = rows.leave(progress.is_done, tokens.device)
+        if places is not None:
+            self._forward.keep(places)
+        tokens, positions = rows.take(tokens), rows.take(positions)
+        with rows.in_forward():
+            while parts := progress.portions(self._portion):
+                self._run(tokens, rows.choose(parts), positions)
+            logits = self._run(tokens, rows.choose(progress.parts()), positions)
         progress.settle()
-        return logits
+        return rows.spread(logits, num_rows)
 
     def _run(self, tokens: Tensor, parts: list[tuple[int, int]], positions: Tensor) -> Tensor:
         num_visible = max(end for _, end in parts)

@@ -29,6 +29,10 @@ class CachedForward:
         self.num_columns = num_columns
         self.cache = KVCache(num_columns + 1)
 
+    def keep(self, rows: Tensor) -> None:
+        """Let all rows leave but `rows` [b] int64, which the coming forwards have."""
+        self.cache.keep(rows)
+
     def __call__(
         self,
         tokens: Tensor,

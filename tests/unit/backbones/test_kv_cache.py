@@ -127,3 +127,23 @@ def test_it_serves_eager_attention_and_half_precision_too(build_model, family):
     layers = model.config.num_hidden_layers
     heads = model.config.num_key_value_heads or model.config.num_attention_heads
     assert cache.num_bytes == layers * 2 * 2 * heads * LENGTH * model.config.head_dim * 2
+
+
+@torch.no_grad()
+def test_rows_may_leave(model):
+    ids, rest = tokens_of(rows=3), torch.tensor([2, 0])
+    columns = torch.arange(LENGTH)
+    cache = KVCache(LENGTH)
+    kept = KVCache(LENGTH)
+    for start in (0, BLOCK):
+        if start:
+            kept.keep(rest)
+        rows = ids[rest] if start else ids
+        for one, given in ((cache, ids), (kept, rows)):
+            starts = torch.full((len(given),), start)
+            index = starts[:, None] + columns[:BLOCK]
+            mask = block_causal(index, start + BLOCK)
+            logits = forward(model, one, given, starts, BLOCK, mask, length=start + BLOCK)
+            if one is cache:
+                expected = logits
+    torch.testing.assert_close(logits, expected[rest], rtol=0, atol=1e-5)

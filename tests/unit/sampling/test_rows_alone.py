@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from memdlm.backbones.batch_rows import present_rows
 from memdlm.sampling.config import SamplingConfig
 from memdlm.sampling.masked_decoding import decode
 
@@ -57,7 +58,7 @@ SETTINGS = {
 
 
 class Recorder(nn.Module):
-    """Keeps the positions and logits of every call of a model."""
+    """Keeps the rows, positions and logits of every call of a model."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -66,7 +67,11 @@ class Recorder(nn.Module):
 
     def forward(self, ids, attention_mask=None, positions=None):
         output = self.model(ids, attention_mask=attention_mask, positions=positions)
-        self.calls.append(SimpleNamespace(positions=positions, logits=output.logits))
+        rows = range(len(ids)) if present_rows() is None else present_rows().tolist()
+        assert len(rows) == len(ids)
+        self.calls.append(
+            SimpleNamespace(rows=list(rows), positions=positions, logits=output.logits)
+        )
         return output
 
 
@@ -84,13 +89,15 @@ def check_rows(model, prompts, config):
         assert torch.equal(batch.unmask_step[row, :width], alone.unmask_step[0])
         assert batch.tokens_per_step[row] == alone.tokens_per_step[0]
         assert batch.ended[row] == alone.ended[0]
-        assert len(together.calls) >= len(recorder.calls) > 0
-        for here, there in zip(together.calls, recorder.calls, strict=False):
-            slots = there.positions.shape[1]
-            is_same = here.positions[row, :slots] == there.positions[0]
+        # A row that is done leaves the batch: it is in no more calls than when it is alone.
+        calls = [call for call in together.calls if row in call.rows]
+        assert calls == together.calls[: len(calls)]
+        for here, there in zip(calls, recorder.calls, strict=True):
+            place, slots = here.rows.index(row), there.positions.shape[1]
+            is_same = here.positions[place, :slots] == there.positions[0]
             assert is_same.all()
             torch.testing.assert_close(
-                here.logits[row, :slots], there.logits[0], atol=1e-5, rtol=1e-5
+                here.logits[place, :slots], there.logits[0], atol=1e-5, rtol=1e-5
             )
     return batch
 
