@@ -217,8 +217,8 @@ class _LinearDelta:
         present = None if self.fast.num_rows == 1 else present_rows()
         num_rows = self.fast.num_rows if present is None else len(present)
         delta = inputs.reshape(num_rows, -1, inputs.shape[-1])  # [b, tokens, in]
-        for part in ("delta",) if f"{self.site.name}.delta" in self.fast.tensors else ("A", "B"):
-            matrices = self.fast.tensors[f"{self.site.name}.{part}"]
+        for name in self.fast.names(self.site):  # A, then B, or the full delta
+            matrices = self.fast.tensors[name]
             if present is not None:
                 matrices = matrices[present]
             delta = delta @ matrices.to(inputs.dtype).transpose(1, 2)
