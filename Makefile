@@ -18,7 +18,7 @@ SOURCES := $(wildcard src tests benchmarks)
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-quickstart: $(STAMP) ## install, then train and compare Standard MDLM and MemDLM in about ten minutes
+quickstart: $(STAMP) ## install, then train and compare Standard MDLM and MemDLM in minutes
 	$(BIN)/memdlm quickstart $(ARGS)
 
 test: $(DEV_STAMP) ## install, then run the test suite

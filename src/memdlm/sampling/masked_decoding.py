@@ -101,6 +101,8 @@ def decode(
 
     Args:
         model: A masked model: `model(ids, attention_mask=..., positions=[B, P]).logits` [B, P, V].
+            Rows that are done leave its forwards: one that keeps something per row asks
+            `memdlm.backbones.batch_rows.present_rows` whose tokens it has.
         prompts: One 1-D int64 tensor of token ids per row.
         config: Settings; None for the defaults.
         on_step: Called after every step, for progress and traces.

@@ -11,7 +11,7 @@ What is cut, in every layer, head and forward (K the needle's columns, all of th
 
 The needle's own rows look at everything in both. Attention is the only way between positions:
 norms, feed-forward layers, routers and heads work token by token. A memory is no position, so what
-it has learnt from the needle stays. Shapes: B rows, Q tokens of a forward, K visible columns.
+it has learnt from the needle stays. Shapes: B rows of a forward, Q tokens, K visible columns.
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from memdlm.backbones.batch_rows import present_rows
 from memdlm.backbones.kv_cache import KVCache
 from memdlm.errors import ConfigError, DataError
 from memdlm.sampling.block_causal import block_causal_mask
@@ -91,16 +92,19 @@ class BlockedAttention(nn.Module):
         """Call the wrapped model with the attention cut; arguments as `DiffusionMaskedLM.forward`.
 
         Raises:
-            ValueError: The batch has other rows than the needles.
+            ValueError: The forward has other rows than the needles, or than it was said to have.
         """
-        if len(input_ids) != len(self._needle):
-            raise ValueError(f"{len(input_ids)} rows for {len(self._needle)} needles")
+        present = present_rows()
+        needle = self._needle if present is None else self._needle[present]
+        if len(input_ids) != len(needle):
+            raise ValueError(f"{len(input_ids)} rows for {len(needle)} needles")
         columns = position_ids
         if columns is None:
             columns = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         columns = columns.expand(len(input_ids), -1)
         mask = self._visible(attention_mask, columns, cache)
-        cut_rows, cut_keys = self._cut(columns, mask.shape[-1])
+        answer_start = self._answer_start if present is None else self._answer_start[present]
+        cut_rows, cut_keys = self._cut(columns, mask.shape[-1], needle, answer_start)
         mask = mask & ~(cut_rows[:, None, :, None] & cut_keys[:, None, None, :])
         return self.model(
             input_ids, attention_mask=mask, position_ids=position_ids, cache=cache, **arguments
@@ -122,11 +126,13 @@ class BlockedAttention(nn.Module):
             visible = visible & attention_mask.bool()[:, None, None, :]
         return visible
 
-    def _cut(self, columns: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
+    def _cut(
+        self, columns: Tensor, num_keys: int, needle: Tensor, answer_start: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return the rows that must not look [B, Q], and the keys that they must not see [B, K]."""
-        width = self._needle.shape[1]
-        keys = F.pad(self._needle, (0, max(num_keys - width, 0)))[:, :num_keys]
+        width = needle.shape[1]
+        keys = F.pad(needle, (0, max(num_keys - width, 0)))[:, :num_keys]
         if self.scope == "answer":
-            return columns >= self._answer_start[:, None], keys
-        own = self._needle.gather(1, columns.clamp(max=width - 1)) & (columns < width)
+            return columns >= answer_start[:, None], keys
+        own = needle.gather(1, columns.clamp(max=width - 1)) & (columns < width)
         return ~own, keys
