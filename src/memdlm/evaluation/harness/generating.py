@@ -50,6 +50,7 @@ class GenerationRound:
             UsageError: Generation arguments are unknown or out of range.
         """
         self.subject = subject
+        self._facts: dict[Generation, dict[str, Any]] = {}
         seen: Counter[tuple[str, Generation]] = Counter()
         self._asked = []
         for number, request in enumerate(requests, start=1):
@@ -64,14 +65,15 @@ class GenerationRound:
 
     def _job(self, asked: _Asked) -> Job:
         sampling, prompt = asked.generation.sampling, asked.prompt
-        facts = {
-            "sampling": asdict(sampling),
-            "memory": self.subject.memory_facts(),
-            "seed": self.subject.seed,
-            # Stop strings only cut the text, but tell requests of the same prompt apart.
-            "until": asked.generation.until,
-            "occurrence": asked.occurrence,
-        }
+        if asked.generation not in self._facts:  # thousands of requests share theirs
+            self._facts[asked.generation] = {
+                "sampling": asdict(sampling),
+                "memory": self.subject.memory_facts(),
+                "seed": self.subject.seed,
+                # Stop strings only cut the text, but tell requests of the same prompt apart.
+                "until": asked.generation.until,
+            }
+        facts = {**self._facts[asked.generation], "occurrence": asked.occurrence}
         length = len(prompt) + sampling.max_new_tokens
         steps = sampling.max_new_tokens
         if sampling.num_unmasking_steps is not None:
