@@ -11,6 +11,7 @@
                       and block_progress)
     approximate_cache prefix and dual caches for masked decoding (with cached_forward)
     logits_source     how a decode asks the model: by whole forwards, or as the caches above
+    remaining_rows    the rows that are not done, of which forwards are made
     decoders          which of the two a model and a config ask for
     streaming         decode_stream(): tokens as they become final
 
