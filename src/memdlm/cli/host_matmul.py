@@ -1,8 +1,8 @@
 """Multiply large float32 matrices with oneDNN where MKL leaves half of the CPU unused.
 
-PyTorch multiplies float32 matrices with MKL, which uses no AVX-512 on AMD's processors. oneDNN,
-which PyTorch contains as well, does, and is twice as fast there (docs/log.md). This changes the
-whole process, so that commands do it and the library does not.
+PyTorch multiplies float32 matrices with MKL. On AMD's processors with AVX-512 oneDNN, which PyTorch
+contains as well, was measured twice as fast (docs/log.md). This changes the whole process, so that
+commands do it and the library does not.
 """
 
 import os
@@ -26,8 +26,9 @@ _in_force: "OneDnnProducts | None" = None
 class OneDnnProducts:
     """While in force, large products of float32 matrices on a CPU are oneDNN's, of gradients too.
 
-    Products of bfloat16 are oneDNN's in any case. Batched and grouped products stay as they are:
-    grouped ones have other shapes in every forward, and oneDNN prepares for each shape anew.
+    Products of bfloat16 are oneDNN's in any case. Batched products, those with a bias (Dream's
+    queries, keys and values) and grouped ones stay as they are: the last have other shapes in every
+    forward, and oneDNN prepares for each shape anew.
     """
 
     def __init__(self) -> None:
