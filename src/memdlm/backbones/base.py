@@ -24,6 +24,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from memdlm.backbones.buffers import keep_float32_buffers
 from memdlm.backbones.experts import Experts
+from memdlm.backbones.first_attention import FirstAttention
 from memdlm.backbones.kv_cache import KeyRecorder, KVCache
 from memdlm.backbones.layer_inputs import LayerInputs, gather_positions
 from memdlm.backbones.narrow_attention import attend_at
@@ -72,23 +73,26 @@ class DecoderLayer(GradientCheckpointingLayer):
         hidden: torch.Tensor,
         inputs: LayerInputs,
         positions: torch.Tensor | None = None,
+        first: FirstAttention | None = None,
     ) -> torch.Tensor:
         """Return the next hidden states, [B, L, H] or, with `positions` [B, P], [B, P, H].
 
         Keys and values are those of the whole sequence. Leaving the rest out at other positions is
-        exact in the last layer, where nothing reads them.
+        exact in the last layer, where nothing reads them; `first` belongs to the first layer.
         """
-        normed = self.input_layernorm(hidden)
-        if positions is None:
+        if first is not None:
+            attended = first(self.self_attn, self.input_layernorm, hidden, inputs)
+        elif positions is not None:
+            normed = self.input_layernorm(hidden)
+            attended = attend_at(self.self_attn, normed, inputs, positions)
+            hidden = gather_positions(hidden, positions)
+        else:
             attended, _ = self.self_attn(
-                hidden_states=normed,
+                hidden_states=self.input_layernorm(hidden),
                 position_embeddings=inputs.position_embeddings,
                 attention_mask=inputs.attention_mask,
                 past_key_values=inputs.cache,
             )
-        else:
-            attended = attend_at(self.self_attn, normed, inputs, positions)
-            hidden = gather_positions(hidden, positions)
         hidden = hidden + attended
         normed = self.post_attention_layernorm(hidden)
         update = self.mlp(normed)
@@ -208,11 +212,18 @@ class DiffusionModel(DiffusionPreTrainedModel):
         start: int,
         stop: int,
         positions: torch.Tensor | None = None,
+        first: FirstAttention | None = None,
     ) -> torch.Tensor:
-        """Run `layers[start:stop]` on [B, L, H]; `positions` [B, P] narrow the last layer."""
+        """Run `layers[start:stop]` on [B, L, H].
+
+        `positions` [B, P] narrow the last layer; `first` serves layer 0, if the mask allows it.
+        """
+        if first is not None and not first.allows(inputs.attention_mask):
+            first = None
         for index in range(start, stop):
             is_last = index == len(self.layers) - 1
-            hidden = self.layers[index](hidden, inputs, positions if is_last else None)
+            own = first if index == 0 else None
+            hidden = self.layers[index](hidden, inputs, positions if is_last else None, own)
         return hidden
 
     def forward(
@@ -225,6 +236,7 @@ class DiffusionModel(DiffusionPreTrainedModel):
         interlude: Interlude | None = None,
         collect: list[torch.Tensor] | None = None,
         cache: KVCache | None = None,
+        first: FirstAttention | None = None,
     ) -> torch.Tensor:
         """Return the final-norm hidden states [B, L, H], or [B, P, H] at `positions`.
 
@@ -247,7 +259,7 @@ class DiffusionModel(DiffusionPreTrainedModel):
         start = 0
         for stop in stops:
             shared = early if stop <= early_end else inputs
-            hidden = self.run_layers(hidden, shared, start, stop, positions)
+            hidden = self.run_layers(hidden, shared, start, stop, positions, first)
             start = stop
             if interlude is not None and stop == interlude.before_layer:
                 interlude.run(hidden, inputs)
@@ -308,6 +320,7 @@ class DiffusionMaskedLM(DiffusionPreTrainedModel):
         scored: Scored | None = None,
         interlude: Interlude | None = None,
         cache: KVCache | None = None,
+        first: FirstAttention | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         **unknown: Any,
@@ -328,6 +341,7 @@ class DiffusionMaskedLM(DiffusionPreTrainedModel):
             cache: Keys and values of earlier forwards, opened for this one. The tokens given are
                 then a part of the sequence: `position_ids` says which, `positions` counts along
                 the tokens given, and the mask is [B, K] or [B, 1, L, K] over the visible slots.
+            first: What the first layer keeps between the forwards of one decode; excludes a cache.
             output_hidden_states: Also return embeddings and every layer's output.
             return_dict: False for a plain tuple.
             **unknown: Arguments of other models; only None and False are tolerated.
@@ -348,6 +362,8 @@ class DiffusionMaskedLM(DiffusionPreTrainedModel):
         if cache is not None and (position_ids is None or positions is None):
             # Neither where a part of a sequence lies nor what precedes it can be guessed.
             raise ValueError("a cache needs position_ids and positions")
+        if cache is not None and first is not None:
+            raise ValueError("a cache has all layers' keys and values: leave out first")
         collect: list[torch.Tensor] | None = [] if output_hidden_states else None
         sources = None if positions is None else self.source_positions(positions)
         hidden = self.model(
@@ -359,6 +375,7 @@ class DiffusionMaskedLM(DiffusionPreTrainedModel):
             interlude=interlude,
             collect=collect,
             cache=cache,
+            first=first,
         )
         if positions is None and self.right_shift_logits:
             hidden = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)

@@ -35,22 +35,15 @@ def attend_at(
         positions: [B, P] int64.
     """
     module = cast(Any, attention)
-    own_heads: Callable[..., Heads] | None = getattr(module, "heads", None)
-    query, key, value = (
-        _separate_heads(module, hidden, positions)
-        if own_heads is None
-        else own_heads(hidden, positions)
-    )
+    query, key, value = project_heads(module, hidden, positions)
     narrowed = narrow_inputs(inputs, positions)
-    query = _rotate(query.transpose(1, 2), narrowed.position_embeddings)
-    key = _rotate(key.transpose(1, 2), inputs.position_embeddings)
+    query = rotate(query.transpose(1, 2), narrowed.position_embeddings)
+    key = rotate(key.transpose(1, 2), inputs.position_embeddings)
     value = value.transpose(1, 2)
     if inputs.cache is not None:
         key, value = inputs.cache.update(key, value, module.layer_idx)
     attended, _ = attend(module, query, key, value, narrowed.attention_mask)
-    output = module.o_proj if own_heads is None else module.dense
-    projected: torch.Tensor = output(attended.flatten(2))
-    return projected
+    return project_output(module, attended)
 
 
 def attend(
@@ -79,9 +72,22 @@ def attend(
     return attended, weights
 
 
-def _separate_heads(module: Any, hidden: torch.Tensor, positions: torch.Tensor) -> Heads:
+def project_heads(
+    module: Any, hidden: torch.Tensor, positions: torch.Tensor | None = None
+) -> Heads:
+    """Return the heads of states [B, L, H]; queries at `positions` [B, P] if given.
+
+    Args:
+        module: As `attention` of `attend_at`.
+        hidden: Normed states.
+        positions: [B, P] int64.
+    """
+    own_heads: Callable[..., Heads] | None = getattr(module, "heads", None)
+    if own_heads is not None:
+        return own_heads(hidden, positions)
     width = module.head_dim
-    query = module.q_proj(gather_positions(hidden, positions)).unflatten(-1, (-1, width))
+    asking = hidden if positions is None else gather_positions(hidden, positions)
+    query = module.q_proj(asking).unflatten(-1, (-1, width))
     key = module.k_proj(hidden).unflatten(-1, (-1, width))
     value = module.v_proj(hidden).unflatten(-1, (-1, width))
     if getattr(module, "use_qk_norm", False):
@@ -89,7 +95,14 @@ def _separate_heads(module: Any, hidden: torch.Tensor, positions: torch.Tensor) 
     return query, key, value
 
 
-def _rotate(heads: torch.Tensor, embeddings: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def project_output(module: Any, attended: torch.Tensor) -> torch.Tensor:
+    """Return the states [B, Q, H] that a module's output projection makes of heads [B, Q, N, D]."""
+    output = module.o_proj if hasattr(module, "o_proj") else module.dense
+    projected: torch.Tensor = output(attended.flatten(2))
+    return projected
+
+
+def rotate(heads: torch.Tensor, embeddings: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Return `heads` [B, heads, Q, D] rotated; dimensions beyond the embedding's pass through."""
     cosine, sine = (part.unsqueeze(1) for part in embeddings)
     rotary, rest = heads.tensor_split([cosine.shape[-1]], dim=-1)

@@ -17,7 +17,8 @@ import torch
 from memdlm.backbones.base import DiffusionMaskedLM
 from memdlm.backbones.kv_cache import Recorded
 from memdlm.backbones.layer_inputs import LayerInputs
-from memdlm.backbones.partial_prefix import RowColumns, partial_prefix
+from memdlm.backbones.partial_prefix import partial_prefix
+from memdlm.backbones.row_columns import RowColumns
 from memdlm.backbones.sharded import forward_goes_on
 from memdlm.backbones.token_losses import weighted_sum
 from memdlm.diffusion.objective import ObjectiveConfig, coefficients, row_weights

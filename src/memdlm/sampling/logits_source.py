@@ -3,11 +3,15 @@
 Shapes: `B` rows, `T` canvas, `P` slots of a block, `V` vocabulary.
 """
 
-from typing import Protocol
+import inspect
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from memdlm.backbones.first_attention import FirstAttention
 from memdlm.sampling.block_plan import Progress
+from memdlm.sampling.canvas import Canvas
+from memdlm.sampling.decoders import backbone_of
 from memdlm.sampling.remaining_rows import RemainingRows
 
 
@@ -29,13 +33,23 @@ class LogitsSource(Protocol):
 
 
 class WholeForward:
-    """Every step is a forward of the whole canvas, of the rows that are not done."""
+    """Every step is a forward of the whole canvas, of the rows that are not done.
 
-    def __init__(self, model: nn.Module, attention_mask: Tensor | None) -> None:
-        """Ask `model`, hiding what `attention_mask` [B, T] hides."""
-        self.model, self.attention_mask = model, attention_mask
+    Exact, also where the first layer keeps what the tokens outside of the slots give each other.
+    """
+
+    def __init__(self, model: nn.Module, canvas: Canvas) -> None:
+        """Ask `model` about states of `canvas`."""
+        self.model, self.canvas = model, canvas
         self.num_forwards = 0
         self._rows = RemainingRows()
+        backbone = backbone_of(model)
+        self._keeps_first = (
+            backbone is not None
+            and _takes(model, "first")
+            and FirstAttention.pays(backbone, canvas.slots, canvas.attention_mask)
+        )
+        self._first: dict[str, FirstAttention] = {}
 
     def __call__(
         self, tokens: Tensor, positions: Tensor, progress: Progress, stream: str
@@ -43,10 +57,27 @@ class WholeForward:
         """See `LogitsSource`."""
         self.num_forwards += 1
         rows = self._rows
-        rows.leave(progress.is_done, tokens.device)
-        mask = None if self.attention_mask is None else rows.take(self.attention_mask)
+        places = rows.leave(progress.is_done, tokens.device)
+        if places is not None:
+            for first in self._first.values():
+                first.keep(places)
+        more: dict[str, Any] = {}
+        if self._keeps_first:
+            if stream not in self._first:
+                self._first[stream] = FirstAttention(rows.take(self.canvas.slots))
+            more["first"] = self._first[stream]
+        mask = self.canvas.attention_mask
         with rows.in_forward():
             logits: Tensor = self.model(
-                rows.take(tokens), attention_mask=mask, positions=rows.take(positions)
+                rows.take(tokens),
+                attention_mask=None if mask is None else rows.take(mask),
+                positions=rows.take(positions),
+                **more,
             ).logits
         return rows.spread(logits.float(), len(tokens))
+
+
+def _takes(model: nn.Module, name: str) -> bool:
+    """Return whether `model` takes an argument `name`: a wrapper of the user's need not."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    return any(p.name == name or p.kind is p.VAR_KEYWORD for p in parameters)

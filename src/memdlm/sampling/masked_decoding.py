@@ -195,7 +195,7 @@ class MaskedDecode:
             from memdlm.sampling.approximate_cache import ApproximateCache
 
             return ApproximateCache(self.model, self.canvas, self.config.cache, self.plan)
-        return WholeForward(self.model, self.canvas.attention_mask)
+        return WholeForward(self.model, self.canvas)
 
     def run(self) -> Generator[DecodeStep, None, DecodeOutput]:
         """Fill all slots."""

@@ -16,7 +16,7 @@ from torch import nn
 from memdlm.backbones.base import Interlude
 from memdlm.backbones.kv_cache import KeyRecorder
 from memdlm.backbones.layer_inputs import LayerInputs
-from memdlm.backbones.partial_prefix import RowColumns
+from memdlm.backbones.row_columns import RowColumns
 from memdlm.backbones.token_losses import Scored
 from memdlm.diffusion.corruption import corrupt, draw_time
 from memdlm.diffusion.objective import ObjectiveConfig, coefficients, row_weights

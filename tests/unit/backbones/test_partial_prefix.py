@@ -5,7 +5,8 @@ import torch
 
 from memdlm.backbones.base import Interlude
 from memdlm.backbones.kv_cache import KeyRecorder, KVCache
-from memdlm.backbones.partial_prefix import RowColumns, partial_prefix
+from memdlm.backbones.partial_prefix import partial_prefix
+from memdlm.backbones.row_columns import RowColumns
 
 CHOSEN = torch.tensor(
     [[0, 0, 1, 1, 1, 1], [0, 1, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0]], dtype=torch.bool

@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from memdlm import MemDLMConfig
 from memdlm.backbones.kv_cache import KeyRecorder
-from memdlm.backbones.partial_prefix import RowColumns, partial_prefix
+from memdlm.backbones.partial_prefix import partial_prefix
+from memdlm.backbones.row_columns import RowColumns
 from memdlm.diffusion.objective import ObjectiveConfig
 from memdlm.diffusion.states import CleanBatch, State
 from memdlm.errors import ConfigError
