@@ -12,7 +12,7 @@ from memdlm.cli.host_matmul import OneDnnProducts, speed_up_products
 has_both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
 pytestmark = pytest.mark.skipif(not has_both, reason="a PyTorch without MKL or oneDNN")
 
-LARGE, SMALL = (512, 64, 48), (16, 64, 48)
+LARGE, SMALL = (1024, 64, 48), (16, 64, 48)
 
 
 @pytest.fixture
@@ -111,9 +111,9 @@ def test_modes_such_as_flop_counters_still_see_the_product(products: OneDnnProdu
 def test_it_is_done_once_on_amd_with_avx512_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_matmul, "_in_force", None)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    monkeypatch.setattr(host_matmul, "_is_amd", lambda: False)
+    monkeypatch.setattr(host_matmul, "_amd_family", lambda: None)
     assert speed_up_products() is None
-    monkeypatch.setattr(host_matmul, "_is_amd", lambda: True)
+    monkeypatch.setattr(host_matmul, "_amd_family", lambda: 26)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert speed_up_products() is None, "whoever limits oneDNN is left alone"
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
@@ -127,3 +127,39 @@ def test_it_is_done_once_on_amd_with_avx512_only(monkeypatch: pytest.MonkeyPatch
     finally:
         products.end()
     assert host_matmul._in_force is None
+
+
+def test_half_as_wide_multipliers_need_larger_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_matmul, "_in_force", None)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    fewest = []
+    for family in (25, 26):
+        monkeypatch.setattr(host_matmul, "_amd_family", lambda family=family: family)
+        products = speed_up_products()
+        assert products is not None
+        fewest.append(products.fewest)
+        products.end()
+    assert fewest[0] > fewest[1]
+
+
+@pytest.mark.parametrize(
+    ("processor", "family"),
+    [
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17\n", 25),
+        ("vendor_id\t: GenuineIntel\ncpu family\t: 6\n", None),
+        ("AMD64 Family 26 Model 68 Stepping 0, AuthenticAMD", 26),
+        ("arm", None),
+    ],
+)
+def test_the_family_of_the_processor_is_read(
+    monkeypatch: pytest.MonkeyPatch, processor: str, family: int | None
+) -> None:
+    monkeypatch.setattr(host_matmul.Path, "read_text", lambda path, encoding: processor)
+    assert host_matmul._amd_family() == family
+
+    def no_linux(path: object, encoding: str) -> str:
+        raise OSError
+
+    monkeypatch.setattr(host_matmul.Path, "read_text", no_linux)
+    monkeypatch.setattr(host_matmul.platform, "processor", lambda: processor)
+    assert host_matmul._amd_family() == family

@@ -8,6 +8,8 @@ import pytest
 import replay
 from safetensors.torch import load_file, save_file
 
+from memdlm.backbones import first_attention
+
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 CASES = [
     (kind, folder)
@@ -20,6 +22,20 @@ CASES = [
     ("kind", "folder"), CASES, ids=[str(folder.relative_to(FIXTURES)) for _, folder in CASES]
 )
 def test_case_holds(kind: str, folder: Path) -> None:
+    result = replay.replay_case(kind, folder)
+    assert result["status"] == "ok", result
+
+
+DECODES = [(kind, folder) for kind, folder in CASES if kind in ("infer", "sampler")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "folder"), DECODES, ids=[str(folder.relative_to(FIXTURES)) for _, folder in DECODES]
+)
+def test_decodes_that_keep_the_first_layers_standing_part_hold(
+    kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(first_attention, "FEWEST_STANDING", 0)
     result = replay.replay_case(kind, folder)
     assert result["status"] == "ok", result
 

@@ -26,6 +26,9 @@ from memdlm.backbones.layer_inputs import LayerInputs, gather_positions, narrow_
 from memdlm.backbones.narrow_attention import project_heads, project_output, rotate
 from memdlm.backbones.row_columns import RowColumns
 
+# Tokens that stay below which keeping their part costs what it saves (docs/log.md).
+FEWEST_STANDING = 384
+
 
 @dataclass
 class _Standing:
@@ -68,8 +71,8 @@ class FirstAttention:
         """Return whether forwards of `model` are cheaper with it.
 
         That is on a CPU, whose attention kernel gives the summed weights along, in float32, where
-        the join is not rounded to half precision; in a network of more than one layer, where at
-        least half of the columns stay, some of them in every row.
+        the join is not rounded to half precision; in a network of more than one layer, where some
+        hundred tokens stay, at least as many as change, and some of them in every row.
 
         Args:
             model: A `DiffusionMaskedLM`.
@@ -83,7 +86,7 @@ class FirstAttention:
             and model.dtype in (torch.float32, torch.float64)
             and config._attn_implementation == "sdpa"
             and config.num_hidden_layers > 1
-            and int(changing.sum()) <= int(stays.sum())
+            and int(stays.sum()) >= max(FEWEST_STANDING, int(changing.sum()))
             and bool(stays.any(dim=1).all())
         )
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from memdlm.backbones import first_attention
 from memdlm.backbones.first_attention import FirstAttention
 from memdlm.backbones.kv_cache import KVCache
 from memdlm.memory.config import MemoryConfig
@@ -114,8 +115,10 @@ def test_what_cannot_be_kept_is_refused(build_model):
         model(ids, first=FirstAttention(BEHIND), **arguments)
 
 
-def test_it_pays_where_most_tokens_stay(build_model):
+def test_it_pays_where_most_tokens_stay(build_model, monkeypatch):
     model = build_model("llada").eval()
+    assert not FirstAttention.pays(model, BEHIND, PADDED)  # too small
+    monkeypatch.setattr(first_attention, "FEWEST_STANDING", 1)
     assert FirstAttention.pays(model, BEHIND, PADDED)
     assert not FirstAttention.pays(model, ~BEHIND, None)  # most change
     alone = BEHIND.clone()

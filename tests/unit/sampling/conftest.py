@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from memdlm.backbones import first_attention
+
 MASK, PAD, EOS = 9, 8, 7
 VOCABULARY = 10
 
@@ -61,6 +63,11 @@ class MixingModel(nn.Module):
         logits = torch.tanh(hidden + scores.softmax(-1) @ hidden) @ self.head
         index = positions[..., None].expand(-1, -1, VOCABULARY)
         return SimpleNamespace(logits=logits.gather(1, index))
+
+
+@pytest.fixture(autouse=True)
+def small_canvases_are_decoded_as_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_attention, "FEWEST_STANDING", 0)
 
 
 @pytest.fixture
