@@ -183,18 +183,13 @@ def goals(result: dict[str, Any]) -> str | None:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Return machine, versions and commit, so that a number can be traced."""
-    processor = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        processor = names[0].split(":", 1)[1].strip() if names else processor
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": _git("rev-parse", "HEAD"),
         "is_dirty": bool(_git("status", "--porcelain", "--", "src", "benchmarks/**/*.py")),
         "machine": {
             "system": platform.system(),
-            "processor": processor,
+            "processor": _processor(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -204,6 +199,19 @@ def environment(device: torch.device) -> dict[str, Any]:
             **{name: version(name) for name in ("torch", "transformers", "peft")},
         },
     }
+
+
+def _processor() -> str:
+    """Return the processor's name, family and model: a name such as AMD EPYC says little."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor() or platform.machine()
+    pairs = (line.partition(":") for line in info.read_text(encoding="utf-8").splitlines())
+    first: dict[str, str] = {}
+    for name, _, value in pairs:
+        first.setdefault(name.strip(), value.strip())
+    kind = ", ".join(f"{name} {first[name]}" for name in ("cpu family", "model") if name in first)
+    return f"{first.get('model name') or platform.machine()}{f' ({kind})' if kind else ''}"
 
 
 def _git(*args: str) -> str | None:
