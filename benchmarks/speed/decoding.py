@@ -16,7 +16,8 @@ from memdlm.backbones.tiny import TINY_FAMILIES, TinySizes, tiny_config
 from memdlm.memory.config import MemoryConfig
 from memdlm.memory.parametric_memory import ParametricMemory
 from memdlm.sampling.config import SamplingConfig
-from memdlm.sampling.masked_decoding import DecodeOutput, decode
+from memdlm.sampling.decoding import decode
+from memdlm.sampling.masked_decoding import DecodeOutput
 from memdlm.seeding import generator
 
 VOCABULARY = 2048

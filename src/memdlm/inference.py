@@ -26,7 +26,8 @@ from memdlm.memory.exclusive import exclusive
 from memdlm.memory.parametric_memory import ParametricMemory, unwrap
 from memdlm.sampling.canvas import prompt_canvas
 from memdlm.sampling.config import SamplingConfig
-from memdlm.sampling.masked_decoding import DecodeOutput, DecodeStep, decode
+from memdlm.sampling.decoding import decode
+from memdlm.sampling.masked_decoding import DecodeOutput, DecodeStep
 from memdlm.sampling.streaming import decode_stream
 from memdlm.sampling.token_choice import Draw, row_draws
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from memdlm.sampling.config import SamplingConfig
-from memdlm.sampling.masked_decoding import DecodeOutput, decode
+from memdlm.sampling.decoding import decode
+from memdlm.sampling.masked_decoding import DecodeOutput
 
 Tensors = dict[str, Tensor]
 

@@ -26,7 +26,7 @@ from memdlm.memory.trajectories import Trajectory, Transition
 from memdlm.memory.trajectories.anchor_consistent import mask_counts
 from memdlm.memory.trajectories.trajectory import realised_ratio
 from memdlm.sampling.config import SamplingConfig
-from memdlm.sampling.masked_decoding import decode
+from memdlm.sampling.decoding import decode
 
 
 def replay(folder: Path) -> dict[str, float]:

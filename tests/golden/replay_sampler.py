@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from memdlm.backbones.loading import load_model
 from memdlm.sampling.config import SamplingConfig
-from memdlm.sampling.masked_decoding import DecodeOutput, decode
+from memdlm.sampling.decoding import decode
+from memdlm.sampling.masked_decoding import DecodeOutput
 from memdlm.sampling.token_choice import Draw
 
 Tensors = dict[str, Tensor]

@@ -6,9 +6,10 @@
     token_choice      logits -> the token each slot would take
     unmasking         which slots to commit in a step, and how many
     end_of_text       where a response ends, and what may end it
-    masked_decoding   decode(): LLaDA's and Dream's masked decoding over those above
-    block_decoding    decode() for LLaDA2.x: blocks, token editing, exact cache (with block_causal
-                      and block_progress)
+    masked_decoding   LLaDA's and Dream's masked decoding over those above
+    block_decoding    LLaDA2.x's: blocks, token editing, exact cache (with block_causal and
+                      block_progress)
+    decoding          decode() and decode_steps(), by the one of the two that model and config want
     approximate_cache prefix and dual caches for masked decoding (with cached_forward)
     logits_source     how a decode asks the model: by whole forwards, or as the caches above
     remaining_rows    the rows that are not done, of which forwards are made

@@ -8,7 +8,7 @@ call (logits at given positions) and its special token ids.
 Shapes: `B` rows, `T` canvas, `S` slots of a row, `P` slots of a block, `V` vocabulary.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,6 @@ from memdlm.sampling.end_of_text import (
     has_ended,
     stop_ids,
 )
-from memdlm.sampling.evaluation_mode import evaluation_mode
 from memdlm.sampling.logits_source import LogitsSource, WholeForward
 from memdlm.sampling.token_choice import (
     Draw,
@@ -83,69 +82,6 @@ class DecodeOutput:
     num_forwards: int
     tokens_per_step: list[list[int]]
     ended: list[bool]
-
-
-@torch.no_grad()
-def decode(
-    model: nn.Module,
-    prompts: Sequence[Tensor],
-    config: SamplingConfig | None = None,
-    *,
-    on_step: Callable[[DecodeStep], None] | None = None,
-    draw: Draw | None = None,
-) -> DecodeOutput:
-    """Decode every prompt; a row's tokens do not depend on the other rows.
-
-    Runs in evaluation mode without gradients; the mode of every submodule and the global random
-    state are afterwards as before. Several threads may decode on one model at once.
-
-    Args:
-        model: A masked model: `model(ids, attention_mask=..., positions=[B, P]).logits` [B, P, V].
-            Rows that are done leave its forwards: one that keeps something per row asks
-            `memdlm.backbones.batch_rows.present_rows` whose tokens it has.
-        prompts: One 1-D int64 tensor of token ids per row.
-        config: Settings; None for the defaults.
-        on_step: Called after every step, for progress and traces.
-        draw: Source of uniform numbers; None gives every row its own generator seeded with
-            `config.seed`. Pass `row_draws(seeds, device)` for one seed per row.
-
-    Raises:
-        UsageError: An empty prompt, or a prompt whose canvas exceeds the model's context.
-        ConfigError: The model lacks a token id the decode needs, or `config` names a token beyond
-            its vocabulary.
-        NonFiniteError: The model's logits are nan or inf.
-    """
-    steps = decode_steps(model, prompts, config, draw=draw)
-    while True:
-        try:
-            step = next(steps)
-        except StopIteration as end:
-            output: DecodeOutput = end.value
-            return output
-        if on_step is not None:
-            on_step(step)
-
-
-@torch.no_grad()
-def decode_steps(
-    model: nn.Module,
-    prompts: Sequence[Tensor],
-    config: SamplingConfig | None = None,
-    *,
-    draw: Draw | None = None,
-) -> Generator[DecodeStep, None, DecodeOutput]:
-    """Yield every step of `decode` and return its output; arguments and errors as there.
-
-    Between two steps the model stays in evaluation mode. Closing the generator ends the decode.
-    """
-    # Below, since block decoding is built on this file.
-    from memdlm.sampling.block_decoding import BlockDecode
-    from memdlm.sampling.decoders import choose_decoder
-
-    config = config or SamplingConfig()
-    kind = BlockDecode if choose_decoder(model, config) == "block" else MaskedDecode
-    with evaluation_mode(model):
-        return (yield from kind(model, prompts, config, draw).run())
 
 
 class MaskedDecode:

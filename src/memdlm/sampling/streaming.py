@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from memdlm.sampling.config import SamplingConfig
+from memdlm.sampling.decoding import decode_steps
 from memdlm.sampling.end_of_text import stop_ids
-from memdlm.sampling.masked_decoding import DecodeOutput, DecodeStep, decode_steps
+from memdlm.sampling.masked_decoding import DecodeOutput, DecodeStep
 from memdlm.sampling.token_choice import Draw
 
 

@@ -14,7 +14,7 @@ from memdlm.planning.flops import operation_flops
 from memdlm.planning.gpus import GPUS, SPEEDS, GpuSpeed, find_speed
 from memdlm.planning.requests import RequestCounter
 from memdlm.sampling.config import SamplingConfig
-from memdlm.sampling.masked_decoding import decode
+from memdlm.sampling.decoding import decode
 
 from .conftest import VOCABULARY, build
 

@@ -12,8 +12,8 @@ from memdlm.memory.fast_weights import FastWeights
 from memdlm.memory.placement import place
 from memdlm.sampling.approximate_cache import ApproximateCache
 from memdlm.sampling.config import SamplingConfig
+from memdlm.sampling.decoding import decode
 from memdlm.sampling.logits_source import WholeForward
-from memdlm.sampling.masked_decoding import decode
 
 PAD = 59
 PLAIN = SamplingConfig(max_new_tokens=12, block_length=4, decoder="masked", stop_at_eos=False)

@@ -16,7 +16,7 @@ from memdlm.memory.placement import place
 from memdlm.sampling import block_causal, block_decoding
 from memdlm.sampling.canvas import block_canvas
 from memdlm.sampling.config import SamplingConfig
-from memdlm.sampling.masked_decoding import decode
+from memdlm.sampling.decoding import decode
 
 BLOCK, NEW, PAD, MASK = 4, 10, 59, 60
 # Within the first block, at its end, beyond it, and some blocks further.

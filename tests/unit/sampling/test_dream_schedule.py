@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from memdlm.sampling.config import SamplingConfig
-from memdlm.sampling.masked_decoding import decode, decode_steps
+from memdlm.sampling.decoding import decode, decode_steps
 from memdlm.sampling.token_choice import row_draws
 from memdlm.sampling.unmasking import transfer_schedule, transfer_steps
 from tests.families import MASK, VOCABULARY

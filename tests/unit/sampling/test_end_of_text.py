@@ -5,8 +5,8 @@ import torch
 
 from memdlm.errors import ConfigError
 from memdlm.sampling.config import SamplingConfig
+from memdlm.sampling.decoding import decode
 from memdlm.sampling.end_of_text import has_ended
-from memdlm.sampling.masked_decoding import decode
 
 MASK, EOS, VOCABULARY = 9, 7, 10
 PROMPT = [torch.tensor([6])]

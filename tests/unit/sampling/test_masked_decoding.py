@@ -5,7 +5,7 @@ import torch
 
 from memdlm.errors import ConfigError, NonFiniteError, UsageError
 from memdlm.sampling.config import SamplingConfig
-from memdlm.sampling.masked_decoding import decode
+from memdlm.sampling.decoding import decode
 from memdlm.sampling.token_choice import row_draws
 
 MASK, PAD, EOS, VOCABULARY = 9, 8, 7, 10

@@ -9,7 +9,7 @@ from memdlm.backbones.batch_rows import only_rows, present_rows
 from memdlm.memory.config import MemoryConfig
 from memdlm.memory.parametric_memory import ParametricMemory
 from memdlm.sampling.config import SamplingConfig
-from memdlm.sampling.masked_decoding import decode
+from memdlm.sampling.decoding import decode
 from memdlm.sampling.remaining_rows import RemainingRows
 from memdlm.sampling.token_choice import row_draws
 from tests.families import MASK

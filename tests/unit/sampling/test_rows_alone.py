@@ -8,7 +8,7 @@ from torch import nn
 
 from memdlm.backbones.batch_rows import present_rows
 from memdlm.sampling.config import SamplingConfig
-from memdlm.sampling.masked_decoding import decode
+from memdlm.sampling.decoding import decode
 
 PROMPTS = [torch.tensor([1, 2, 3]), torch.tensor([4]), torch.tensor([5, 6, 1, 2, 2])]
 WITH_MASKS = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from memdlm.sampling.config import SamplingConfig
-from memdlm.sampling.masked_decoding import decode
+from memdlm.sampling.decoding import decode
 from memdlm.sampling.streaming import decode_stream
 
 MASK, EOS, VOCABULARY = 9, 7, 10

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from memdlm.sampling.config import SamplingConfig
+from memdlm.sampling.decoding import decode
 from memdlm.sampling.evaluation_mode import evaluation_mode
-from memdlm.sampling.masked_decoding import decode
 
 VOCABULARY = 10
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from memdlm.sampling.config import SamplingConfig
-from memdlm.sampling.masked_decoding import decode
+from memdlm.sampling.decoding import decode
 from memdlm.sampling.token_choice import row_draws
 from tests.families import MASK
 

@@ -26,8 +26,8 @@ from memdlm.memory.config import MemoryConfig
 from memdlm.memory.parametric_memory import ParametricMemory
 from memdlm.sampling.canvas import prompt_canvas
 from memdlm.sampling.config import SamplingConfig
+from memdlm.sampling.decoding import decode
 from memdlm.sampling.evaluation_mode import evaluation_mode
-from memdlm.sampling.masked_decoding import decode
 from memdlm.sampling.token_choice import row_draws
 from memdlm.seeding import derive_seed
 

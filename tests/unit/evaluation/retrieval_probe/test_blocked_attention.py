@@ -11,7 +11,7 @@ from memdlm.evaluation.retrieval_probe.blocked_attention import BlockedAttention
 from memdlm.memory.config import MemoryConfig
 from memdlm.memory.parametric_memory import ParametricMemory
 from memdlm.sampling.config import SamplingConfig
-from memdlm.sampling.masked_decoding import decode
+from memdlm.sampling.decoding import decode
 
 Build = Callable[..., nn.Module]
 NUM_SLOTS = 4
