@@ -216,13 +216,14 @@ class DiffusionModel(DiffusionPreTrainedModel):
     ) -> torch.Tensor:
         """Run `layers[start:stop]` on [B, L, H].
 
-        `positions` [B, P] narrow the last layer; `first` serves layer 0, if the mask allows it.
+        `positions` [B, P] narrow the last layer; `first` serves layer 0, if that is not the last
+        one and the mask allows it.
         """
         if first is not None and not first.allows(inputs.attention_mask):
             first = None
         for index in range(start, stop):
             is_last = index == len(self.layers) - 1
-            own = first if index == 0 else None
+            own = first if index == 0 and not is_last else None
             hidden = self.layers[index](hidden, inputs, positions if is_last else None, own)
         return hidden
 

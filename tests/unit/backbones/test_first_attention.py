@@ -105,6 +105,15 @@ def test_a_mask_that_tells_queries_apart_gets_the_whole_layer(model):
     assert set(widths) == {LENGTH}
 
 
+@torch.no_grad()
+def test_a_layer_that_is_first_and_last_is_narrowed(build_model):
+    model, positions = build_model("llada", n_layers=1).eval(), torch.arange(4).expand(ROWS, -1)
+    first = FirstAttention(BEHIND)
+    for ids in states(BEHIND):
+        found = model(ids, positions=positions, first=first).logits
+        assert torch.equal(found, model(ids, positions=positions).logits)
+
+
 def test_what_cannot_be_kept_is_refused(build_model):
     model, (ids, *_) = build_model("llada").eval(), states(BEHIND)
     with pytest.raises(ValueError, match="no gradients"):
