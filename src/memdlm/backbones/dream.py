@@ -18,7 +18,6 @@ from transformers.models.qwen2.modeling_qwen2 import (
 )
 
 from memdlm.backbones.base import (
-    DecoderLayer,
     DiffusionMaskedLM,
     DiffusionModel,
     DiffusionPreTrainedModel,
@@ -30,6 +29,7 @@ from memdlm.backbones.checkpoint_layout import (
     register_family,
     set_rotary,
 )
+from memdlm.backbones.decoder_layer import DecoderLayer
 
 PUBLISHED_MASK_TOKEN_ID = 151666
 

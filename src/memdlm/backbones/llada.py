@@ -16,7 +16,6 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from memdlm.backbones.base import (
-    DecoderLayer,
     DiffusionMaskedLM,
     DiffusionModel,
     DiffusionPreTrainedModel,
@@ -29,6 +28,7 @@ from memdlm.backbones.checkpoint_layout import (
     renames,
     set_rotary,
 )
+from memdlm.backbones.decoder_layer import DecoderLayer
 
 PUBLISHED_MASK_TOKEN_ID = 126336
 

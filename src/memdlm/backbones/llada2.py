@@ -22,7 +22,6 @@ from transformers.models.glm4_moe.modeling_glm4_moe import (
 from transformers.utils.generic import maybe_autocast
 
 from memdlm.backbones.base import (
-    DecoderLayer,
     DiffusionMaskedLM,
     DiffusionModel,
     DiffusionPreTrainedModel,
@@ -37,6 +36,7 @@ from memdlm.backbones.checkpoint_layout import (
     renames,
     set_rotary,
 )
+from memdlm.backbones.decoder_layer import DecoderLayer
 from memdlm.backbones.experts import Experts
 from memdlm.backbones.kv_cache import AttentionCache
 from memdlm.backbones.narrow_attention import Heads, attend

@@ -19,7 +19,6 @@ from transformers.models.glm4_moe.modeling_glm4_moe import (
 )
 
 from memdlm.backbones.base import (
-    DecoderLayer,
     DiffusionMaskedLM,
     DiffusionModel,
     DiffusionPreTrainedModel,
@@ -32,6 +31,7 @@ from memdlm.backbones.checkpoint_layout import (
     register_family,
     set_rotary,
 )
+from memdlm.backbones.decoder_layer import DecoderLayer
 from memdlm.backbones.experts import Experts
 
 PUBLISHED_MASK_TOKEN_ID = 156895

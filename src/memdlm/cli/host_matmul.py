@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-# Multiplications below which preparing oneDNN, some 20 us a product, costs more than it gains. MKL
+# Multiplications below which preparing oneDNN, some 15 us a product, costs more than it gains. MKL
 # leaves half of Zen 5's multipliers unused; those of Zen 4, family 25, are half as wide.
 _FEWEST = 1 << 21
 _FEWEST_ON_ZEN4 = 1 << 24
