@@ -2,6 +2,7 @@
 
     python -m benchmarks.speed.evaluate                    # some minutes on two idle cores
     python -m benchmarks.speed.evaluate --words 96 --memory off
+    python -m benchmarks.speed.evaluate --together         # the three lengths as one evaluation
     python -m benchmarks.speed.evaluate --help
 
 The ways are in `evaluation_ways`: the published one; ours one at a time; ours in batches; and the
@@ -67,7 +68,7 @@ def bench(case: Case, batch_size: int, cores: int, repeats: int) -> dict[str, An
         "cores": cores,
         "seconds_all": seconds,
         "samples_per_second": {
-            name: case.num_samples / statistics.median(taken) for name, taken in seconds.items()
+            name: subject.num_requests / statistics.median(taken) for name, taken in seconds.items()
         },
         "gain": {name: statistics.median(values) for name, values in gains.items()},
         "gain_least": {name: min(values) for name, values in gains.items()},
@@ -83,7 +84,7 @@ def show(results: list[dict[str, Any]]) -> None:
         *_, least = case["gain_least"].values()
         table.add_row(
             case["family"],
-            str(case["words"]),
+            lengths(case),
             "on" if case["has_memory"] else "off",
             str(case["num_new_tokens"]),
             f"{case['samples_per_second']['published']:.2f}",
@@ -110,13 +111,18 @@ def total(cases: list[dict[str, Any]], name: str) -> str:
     )
 
 
+def lengths(case: dict[str, Any]) -> str:
+    """Return the lengths of a case's prompts in words, `96+192`."""
+    return "+".join(map(str, case["words"]))
+
+
 def verdict(case: dict[str, Any]) -> str:
     """Return in words whether a case holds the goal."""
     *_, gain = case["gain"].values()
     memory = "with a memory" if case["has_memory"] else "without memory"
     holds = "holds" if gain >= REQUIRED_GAIN else "DOES NOT HOLD"
     return (
-        f"{case['family']}, {case['words']} words, {memory}: {gain:.2f} x published "
+        f"{case['family']}, {lengths(case)} words, {memory}: {gain:.2f} x published "
         f"(at least {REQUIRED_GAIN:g}: {holds})"
     )
 
@@ -131,6 +137,9 @@ def main() -> None:
         help="tiny families, quickstart for the quickstart's start, or folders of trained models",
     )
     parser.add_argument("--words", nargs="+", type=int, default=[96, 192, 384])
+    parser.add_argument(
+        "--together", action="store_true", help="all lengths as tasks of one evaluation"
+    )
     parser.add_argument("--memory", nargs="+", choices=("on", "off"), default=["off", "on"])
     parser.add_argument(
         "--budget", nargs="+", type=int, default=[0], help="new tokens; 0: the longest answer's"
@@ -144,15 +153,16 @@ def main() -> None:
     keep_freed_memory()  # as the command line does; the published way gains by it too
     torch.set_num_threads(arguments.cores)
     silence_libraries()
-    chosen = product(arguments.family, arguments.words, arguments.memory, arguments.budget)
+    words = [tuple(arguments.words)] if arguments.together else [(n,) for n in arguments.words]
+    chosen = product(arguments.family, words, arguments.memory, arguments.budget)
     results = [
         bench(
-            Case(family, words, memory == "on", budget, arguments.num_samples),
+            Case(family, tasks, memory == "on", budget, arguments.num_samples),
             arguments.batch_size,
             arguments.cores,
             arguments.repeats,
         )
-        for family, words, memory, budget in chosen
+        for family, tasks, memory, budget in chosen
     ]
     show(results)
     record = {"environment": environment(torch.device("cpu")), "results": results}

@@ -44,14 +44,14 @@ class Case:
     Attributes:
         family: A tiny family, `quickstart` for the quickstart's start, which is a dense LLaDA, or
             the folder of a trained model.
-        words: Length of a prompt.
+        words: Lengths of the prompts, a task each, answered one after the other as by `memdlm eval`.
         has_memory: Whether a memory is written from each prompt.
         budget: New tokens of an answer; 0 for the longest answer and one.
-        num_samples: Requests.
+        num_samples: Requests of each length.
     """
 
     family: str
-    words: int
+    words: tuple[int, ...]
     has_memory: bool
     budget: int
     num_samples: int
@@ -71,19 +71,26 @@ class Subject:
             self.model = load_model(case.family)
             self.tokenizer = load_tokenizer(case.family)
         self.memory = MemoryConfig(learning_rate=0.02) if case.has_memory else None
-        task = f"{TASK}@{case.words}"
-        config = EvalConfig(tasks=(task,), num_samples=case.num_samples)
-        self.requests = prepare(task, self.tokenizer, config, seed=0).requests
-        for request in self.requests:
+        self.tasks = [self._requests(f"{TASK}@{words}") for words in case.words]
+
+    def _requests(self, task: str) -> list[Any]:
+        config = EvalConfig(tasks=(task,), num_samples=self.case.num_samples)
+        requests = prepare(task, self.tokenizer, config, seed=0).requests
+        for request in requests:
             text, arguments = request.args
-            if case.budget:
-                request.arguments = (text, {**arguments, "max_gen_toks": case.budget})
+            if self.case.budget:
+                request.arguments = (text, {**arguments, "max_gen_toks": self.case.budget})
+        return requests
+
+    @property
+    def num_requests(self) -> int:
+        """Requests of all lengths."""
+        return sum(map(len, self.tasks))
 
     @property
     def num_new_tokens(self) -> int:
-        """New tokens that every request grants."""
-        granted: int = self.requests[0].args[1]["max_gen_toks"]
-        return granted
+        """New tokens that a request grants, the most of all."""
+        return max(task[0].args[1]["max_gen_toks"] for task in self.tasks)
 
     def harness(self, batch_size: int, **settings: Any) -> DiffusionLM:
         """Return our way of answering."""
@@ -95,7 +102,7 @@ class Subject:
         """Answer all requests our way."""
         products = speed_up_products()
         try:
-            return self.harness(batch_size).generate_until(self.requests)
+            return self.answer_tasks(self.harness(batch_size))
         finally:
             if products is not None:
                 products.end()
@@ -105,12 +112,20 @@ class Subject:
         with _looped_experts():
             if self.case.family == "llada2":  # blocks of 32, each to its end, nothing kept
                 sampling = SamplingConfig(cache="none", stop_early=False)
-                return self.harness(1, sampling=sampling).generate_until(self.requests)
-            return self._one_by_one()
+                return self.answer_tasks(self.harness(1, sampling=sampling))
+            return [answer for task in self.tasks for answer in self._one_by_one(task)]
 
-    def _one_by_one(self) -> list[str]:
+    def answer_tasks(self, lm: DiffusionLM) -> list[str]:
+        """Return the answers of `lm` to one task after the other, without those others gather."""
+        answers = []
+        for task in self.tasks:
+            with contextlib.suppress(ShareDone):
+                answers += lm.generate_until(task)
+        return answers
+
+    def _one_by_one(self, requests: list[Any]) -> list[str]:
         subject, answers = self.harness(1).subject, []
-        for seed, request in enumerate(self.requests):
+        for seed, request in enumerate(requests):
             text, arguments = request.args
             prompt, num_new = torch.tensor(subject.encode(text)), arguments["max_gen_toks"]
             if self.memory is None:
@@ -198,10 +213,7 @@ def _work(line: Connection, case: Case, shard: Shard, batch_size: int) -> None:
     line.send("ready")
     while (folder := line.recv()) is not None:
         lm = subject.harness(batch_size, shard=shard, cache=folder, settings="benchmark")
-        answers = None
-        with contextlib.suppress(ShareDone):
-            answers = lm.generate_until(subject.requests)
-        line.send(answers)
+        line.send(subject.answer_tasks(lm))
 
 
 def rest() -> None:
