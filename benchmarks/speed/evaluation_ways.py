@@ -44,7 +44,7 @@ class Case:
     Attributes:
         family: A tiny family, `quickstart` for the quickstart's start, which is a dense LLaDA, or
             the folder of a trained model.
-        words: Lengths of the prompts, a task each, answered one after the other as by `memdlm eval`.
+        words: Lengths of the prompts, a task each, one after the other as in `memdlm eval`.
         has_memory: Whether a memory is written from each prompt.
         budget: New tokens of an answer; 0 for the longest answer and one.
         num_samples: Requests of each length.

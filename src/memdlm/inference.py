@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from memdlm.answer_text import AnswerText
 from memdlm.data.encoding import check_prompt_fits, encode_prompt, end_of_turn_id
 from memdlm.data.formatting import Message
 from memdlm.diffusion.objective import ObjectiveConfig
@@ -27,6 +28,7 @@ from memdlm.memory.parametric_memory import ParametricMemory, unwrap
 from memdlm.sampling.canvas import prompt_canvas
 from memdlm.sampling.config import SamplingConfig
 from memdlm.sampling.decoding import decode
+from memdlm.sampling.end_of_text import IsComplete
 from memdlm.sampling.masked_decoding import DecodeOutput, DecodeStep
 from memdlm.sampling.streaming import decode_stream
 from memdlm.sampling.token_choice import Draw, row_draws
@@ -79,9 +81,10 @@ class Generation:
     """One answer.
 
     Attributes:
-        text: The decoded response, without special tokens.
+        text: The decoded response, without special tokens, up to the first stop string.
         token_ids: The same as ids, up to and without the token that ends the answer: the end of the
-            text or, with a chat template, of the turn.
+            text or, with a chat template, of the turn. Where a stop string ended it, all tokens
+            that were final by then.
         num_prompt_tokens: Length of the encoded prompt.
         memory: `off`, `written`, `kept` (one given in `memories`), or `dropped` where the inner
             loop met inf or nan, so that the answer is that of the model alone.
@@ -111,6 +114,7 @@ def generate(
     chat_template: str = "auto",
     batch_size: int = 8,
     max_memory_bytes: int | None = None,
+    stop_strings: Sequence[str] = (),
     on_update: Callable[[GenerationUpdate], None] | None = None,
 ) -> list[Generation]:
     """Answer every prompt; an answer does not depend on the other prompts or on the batch size.
@@ -134,6 +138,9 @@ def generate(
         batch_size: Prompts decoded together.
         max_memory_bytes: Most that fast weights and inner gradients of one batch may take (see
             `memdlm.memory.budget`); batches get smaller to keep to it. None for no limit.
+        stop_strings: Strings that end an answer as an end-of-text token does: with
+            `sampling.stop_early` the row is done once one stands. `text` is cut before the first,
+            `token_ids` are all that were final by then.
         on_update: Called after every denoising step, for streams and traces. What it raises ends
             the call; the memory is erased all the same.
 
@@ -145,7 +152,8 @@ def generate(
             memory exceeds `max_memory_bytes`.
         DataError: A prompt is empty or, with the new tokens, exceeds the model's context.
         UsageError: `prompts` is no sequence of texts, conversations and ids, or `memories`, `seed`
-            or `sampling_seeds` do not fit them.
+            or `sampling_seeds` do not fit them; a stop string is empty, or there are some for
+            `sampling.infill`.
     """
     if isinstance(prompts, str):
         raise UsageError("prompts is one text; give a list of them, e.g. [prompt]")
@@ -155,6 +163,7 @@ def generate(
     sources = _memory_sources(model, prompts, memory, memories, objective, seed)
     draws = [sampling.seed] * len(prompts) if sampling_seeds is None else list(sampling_seeds)
     _check_number("sampling_seeds", draws, prompts)
+    reading = AnswerText.of(tokenizer, stop_strings, sampling)
     batch_size = min(batch_size, sources.most_rows(max_memory_bytes, batch_size))
     # All are checked before any is decoded: a bad last prompt must not cost the others theirs.
     encoded = [
@@ -164,7 +173,7 @@ def generate(
     answers: list[Generation] = []
     for start in range(0, len(encoded), batch_size):
         rows = range(start, min(start + batch_size, len(encoded)))
-        answers += _answer(model, tokenizer, encoded, rows, sampling, sources, draws, on_update)
+        answers += _answer(model, reading, encoded, rows, sampling, sources, draws, on_update)
     return answers
 
 
@@ -287,7 +296,7 @@ def _encode(
 
 def _answer(
     model: nn.Module,
-    tokenizer: "PreTrainedTokenizerBase",
+    reading: AnswerText,
     encoded: list[torch.Tensor],
     rows: range,
     sampling: SamplingConfig,
@@ -307,9 +316,12 @@ def _answer(
             written = _now(model)
             with nullcontext() if memory is None else memory.attached():
                 if on_update is None:
-                    output = decode(model, prompts, sampling, draw=draw)
+                    complete = reading.is_complete
+                    output = decode(model, prompts, sampling, draw=draw, is_complete=complete)
                 else:
-                    output = _decode_watched(model, prompts, sampling, rows, draw, on_update)
+                    output = _decode_watched(
+                        model, prompts, sampling, rows, draw, reading.is_complete, on_update
+                    )
             decoded = _now(model)
         finally:
             if memory is not None:
@@ -321,7 +333,7 @@ def _answer(
     answers = zip(prompts, output.tokens, states, output.tokens_per_step, strict=True)
     return [
         Generation(
-            text=str(tokenizer.decode(tokens, skip_special_tokens=True)),
+            text=reading.read(tokens.tolist()),
             token_ids=tuple(tokens.tolist()),
             num_prompt_tokens=len(prompt),
             memory=state,
@@ -338,11 +350,12 @@ def _decode_watched(
     sampling: SamplingConfig,
     rows: range,
     draw: Draw,
+    is_complete: IsComplete | None,
     on_update: Callable[[GenerationUpdate], None],
 ) -> DecodeOutput:
     """Decode, telling of every step."""
     starts = tuple(0 if sampling.infill else len(prompt) for prompt in prompts)
-    stream = decode_stream(model, prompts, sampling, draw=draw)
+    stream = decode_stream(model, prompts, sampling, draw=draw, is_complete=is_complete)
     try:
         while True:
             try:

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 import pytest
 import torch
 
+from memdlm.answer_text import StopStrings
 from memdlm.backbones.tiny import TinySizes, build_tiny
 from memdlm.cli.chat_commands import Commands
 from memdlm.cli.chat_run import typed_lines
@@ -238,6 +239,17 @@ def test_a_stream_never_writes_half_a_character() -> None:
         stream.add([byte])
     stream.end()
     assert written == ["n", "é", "€", " ", "!", "\n"]
+
+
+def test_a_stream_writes_nothing_of_a_stop_string() -> None:
+    written: list[str] = []
+    stream = TextStream(Bytes(), written.append, StopStrings(("end.", "é!")))
+    for byte in "an end, é? the end. more".encode():
+        stream.add([byte])
+    assert "".join(written) == "an end, é? the "
+    assert written[3:5] == ["end,", " "]  # held back until it is no stop string
+    stream.end()
+    assert "".join(written) == "an end, é? the \n"
 
 
 def test_typed_lines_go_on_after_a_backslash_and_survive_ctrl_c(tokenizer) -> None:

@@ -106,6 +106,26 @@ def test_a_stream_prints_what_would_be_printed_at_the_end(memdlm, trained, tmp_p
     assert (streamed.code, streamed.out) == (0, plain.out)
 
 
+def test_an_answer_ends_before_a_stop_string(memdlm, trained, tmp_path) -> None:
+    file = write_rows(tmp_path / "p.jsonl", [{"prompt": PROMPT}, {"prompt": "bo hid the key"}])
+    options = ("generate", "--model", trained, *SHORT, "--memory", "off", "--file", file)
+    options += (
+        "--set",
+        "sampling.suppress_tokens=[0, 1, 2, 3]",
+        "--set",
+        "sampling.block_length=1",
+    )
+    plain = memdlm(*options).out.splitlines()
+    stop = " " + plain[0].split()[1]
+    expected = [answer.partition(stop)[0] for answer in plain]
+    for output in ((), ("--stream",)):
+        stopped = memdlm(*options, "--stop", stop, "--stop", "no such text", *output)
+        assert (stopped.code, stopped.out.splitlines()) == (0, expected)
+    first, *_ = memdlm(*options, "--stop", stop, "--json").out.splitlines()
+    assert json.loads(first)["text"] == expected[0]
+    assert json.loads(first)["num_new_tokens"] == 2
+
+
 def test_settings_come_from_the_run_then_set_then_options(memdlm, trained) -> None:
     base = ("generate", "--model", trained, PROMPT, "--json", "--set", "sampling.stop_at_eos=false")
     longer = memdlm(*base, "--set", "sampling.max_new_tokens=6")
@@ -142,6 +162,12 @@ def test_a_memory_that_was_dropped_is_said_so(memdlm, trained) -> None:
         ([*SHORT, "--trace", "/usr/absent/x.html", PROMPT], 1, "there is no folder /usr/absent"),
         ([*SHORT, "--overwrite", PROMPT], 2, "--overwrite is for --trace"),
         ([*SHORT, "--stream", "--json", PROMPT], 2, "leave out --json"),
+        ([*SHORT, "--stop", "", PROMPT], 2, "--stop: the text is empty"),
+        (
+            [*SHORT, "--stop", "key", "--set", "sampling.infill=true", PROMPT],
+            2,
+            "stop_strings end answers, but sampling.infill fills gaps",
+        ),
         ([*SHORT, "--batch-size", "0", PROMPT], 2, "batch_size: 0"),
         ([*SHORT, "--dtype", "int3", PROMPT], 2, "dtype: 'int3'"),
         ([*SHORT, "--chat-template", "no", PROMPT], 2, "--chat-template no"),

@@ -47,6 +47,33 @@ def test_a_batch_answers_as_each_prompt_alone(model, tokenizer, memory, guidance
     assert {len(answer.token_ids) for answer in alone} == {8}
 
 
+@pytest.mark.parametrize("memory", [None, MEMORY], ids=["off", "on"])
+def test_stop_strings_end_answers_where_they_would_be_cut(model, tokenizer, memory) -> None:
+    sampling = replace(SAMPLING, stop_at_eos=False, block_length=2)
+    whole = generate(model, tokenizer, PROMPTS, sampling, memory, batch_size=4)
+    stops = [answer.text.split()[3] for answer in whole[:2]]
+    expected = [min(answer.text.partition(stop)[0] for stop in stops) for answer in whole]
+    for watched in (None, lambda update: None):
+        found = generate(
+            model, tokenizer, PROMPTS, sampling, memory, batch_size=4, stop_strings=stops,
+            on_update=watched,
+        )  # fmt: skip
+        assert [answer.text for answer in found] == expected
+        for answer, longer in zip(found, whole, strict=True):
+            assert longer.token_ids[: len(answer.token_ids)] == answer.token_ids
+            assert (len(answer.token_ids) < 8) == (answer.text != longer.text)
+        assert sum(len(answer.token_ids) < 8 for answer in found) >= 2
+    late = replace(sampling, stop_early=False)
+    cut = generate(model, tokenizer, PROMPTS, late, memory, batch_size=4, stop_strings=stops)
+    assert [answer.text for answer in cut] == expected
+    assert [answer.token_ids for answer in cut] == [answer.token_ids for answer in whole]
+
+
+def test_bad_stop_strings_are_refused(model, tokenizer) -> None:
+    with pytest.raises(UsageError, match="no empty string"):
+        generate(model, tokenizer, PROMPTS, SAMPLING, stop_strings=[""])
+
+
 def test_the_memory_changes_answers_and_leaves_none_behind(model, tokenizer) -> None:
     without = generate(model, tokenizer, PROMPTS, SAMPLING)
     within = generate(model, tokenizer, PROMPTS, SAMPLING, MEMORY)

@@ -36,6 +36,14 @@ def generate(
     max_new_tokens: Annotated[
         int | None, typer.Option("--max-new-tokens", "-n", help="Length of the answer.")
     ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--stop",
+            metavar="TEXT",
+            help="End an answer before this text, as an end-of-text token does; may be repeated.",
+        ),
+    ] = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option(
@@ -83,6 +91,8 @@ def generate(
 
     if stream and as_json:
         raise UsageError("--stream prints text as it comes: leave out --json, or --stream")
+    if not all(stop or ()):
+        raise UsageError("--stop: the text is empty; give at least one character")
     if overwrite and trace is None:
         raise UsageError("--overwrite is for --trace: name its file, or leave it out")
     if trace is not None:
@@ -111,6 +121,7 @@ def generate(
             max_memory_bytes=max_memory_bytes,
             dtype=dtype,
             quantization=quantization,
+            stop_strings=tuple(stop or ()),
         ),
         Output(as_json=as_json, stream=stream, trace=trace),
     )

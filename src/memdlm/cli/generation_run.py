@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from memdlm.answer_text import StopStrings
 from memdlm.backbones.loading import default_device, load_model
 from memdlm.backbones.quantization import QuantizationConfig
 from memdlm.backbones.tokenizers import load_tokenizer
@@ -62,6 +63,7 @@ class GenerationRequest:
     dtype: str
     quantization: str | None = None
     max_memory_bytes: int | None = None
+    stop_strings: tuple[str, ...] = ()
 
     @property
     def kept_memory(self) -> Path | None:
@@ -92,7 +94,7 @@ def run_generation(request: GenerationRequest, output: Output) -> None:
     kept = None if folder is None else ParametricMemory.from_pretrained(folder, model)
     own: Any = model.config
     recorder = None if output.trace is None else TraceRecorder(own.mask_token_id)
-    printer = _Printer(tokenizer) if output.stream else None
+    printer = _Printer(tokenizer, request.stop_strings) if output.stream else None
 
     def on_update(update: GenerationUpdate) -> None:
         if recorder is not None:
@@ -113,6 +115,7 @@ def run_generation(request: GenerationRequest, output: Output) -> None:
         # Two answers cannot be written at once.
         batch_size=min(request.batch_size, 1) if output.stream else request.batch_size,
         max_memory_bytes=request.max_memory_bytes,
+        stop_strings=request.stop_strings,
         on_update=on_update if recorder is not None or printer is not None else None,
     )
     for number, (prompt, given) in enumerate(zip(request.prompts, answers, strict=True), start=1):
@@ -134,8 +137,9 @@ def run_generation(request: GenerationRequest, output: Output) -> None:
 class _Printer:
     """Prints answers, one at a time, as they become final."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        self._new_stream = lambda: TextStream(tokenizer, self._write)
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop_strings: tuple[str, ...]) -> None:
+        stops = StopStrings(stop_strings)
+        self._new_stream = lambda: TextStream(tokenizer, self._write, stops)
         self._stream: TextStream | None = None
 
     def show(self, update: GenerationUpdate) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from memdlm.answer_text import StopStrings
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -11,11 +13,17 @@ _INCOMPLETE = "\ufffd"
 
 
 class TextStream:
-    """Gives out an answer's text piece by piece, never half a character."""
+    """Gives out an answer's text piece by piece: no half character, nothing of a stop string."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", write: Callable[[str], None]) -> None:
-        """Hand every piece to `write`."""
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        write: Callable[[str], None],
+        stops: StopStrings | None = None,
+    ) -> None:
+        """Hand every piece to `write`, up to the first of `stops`."""
         self.tokenizer, self.write = tokenizer, write
+        self.stops = stops or StopStrings()
         self._ids: list[int] = []
         self._written = ""
 
@@ -24,11 +32,11 @@ class TextStream:
         if tokens:
             self._ids += tokens
             text = str(self.tokenizer.decode(self._ids, skip_special_tokens=True))
-            self._give(text.rstrip(_INCOMPLETE))
+            self._give(self.stops.sure(text.rstrip(_INCOMPLETE)))
 
     def end(self) -> None:
         """Give out what is left of the answer, and the end of the line."""
-        text = str(self.tokenizer.decode(self._ids, skip_special_tokens=True))
+        text = self.stops.cut(str(self.tokenizer.decode(self._ids, skip_special_tokens=True)))
         if not text.startswith(self._written):
             # A tokenizer that changes earlier text as later tokens come: say it all once more.
             self.write("\n")

@@ -26,6 +26,7 @@ from memdlm.sampling.block_plan import BlockPlan
 from memdlm.sampling.block_progress import BlockProgress, plan_blocks
 from memdlm.sampling.canvas import Canvas, block_canvas
 from memdlm.sampling.config import SamplingConfig
+from memdlm.sampling.end_of_text import IsComplete
 from memdlm.sampling.logits_source import LogitsSource
 from memdlm.sampling.masked_decoding import DecodeOutput, MaskedDecode
 from memdlm.sampling.token_choice import Draw
@@ -46,13 +47,14 @@ class BlockDecode(MaskedDecode):
         prompts: Sequence[Tensor],
         config: SamplingConfig,
         draw: Draw | None,
+        is_complete: IsComplete | None = None,
     ) -> None:
         """Lay out the canvas and plan the steps; arguments and errors as `decode`."""
         own: Any = model.config
         self.block_length: int = config.block_length or own.block_length
         self.prompt_lengths = [len(prompt) for prompt in prompts]
         self.threshold = _threshold(config)
-        super().__init__(model, prompts, config, draw)
+        super().__init__(model, prompts, config, draw, is_complete)
 
     def _lay_out(self, prompts: Sequence[Tensor], device: torch.device) -> Canvas:
         ids: Any = self.model.config
@@ -152,6 +154,7 @@ class BlockDecode(MaskedDecode):
             # Until its block is left, an edit may still take the end of the text away.
             if ended and (has_left or self.config.editing_threshold is None):
                 self.progress.is_done[row] = True
+        self._let_complete_rows_go()
 
     def _draws(self, stream: str, index: int, tail: tuple[int, ...]) -> Tensor:
         """Return uniform draws [B, P, *tail] float64; each row draws what it draws alone."""

@@ -152,8 +152,9 @@ class SamplingConfig:
     stop_early: bool = field(
         default=True,
         metadata={
-            "help": "With stop_at_eos, leave a row as soon as an end-of-text token and everything "
-            "before it stand: what would follow is cut anyway, so no answer changes."
+            "help": "Leave a row as soon as its end, a token of stop_at_eos or a task's stop "
+            "string, and everything before it stand: what would follow is cut anyway, so no "
+            "answer changes."
         },
     )
     infill: bool = field(

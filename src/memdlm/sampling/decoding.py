@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from memdlm.sampling.block_decoding import BlockDecode
 from memdlm.sampling.config import SamplingConfig
 from memdlm.sampling.decoders import choose_decoder
+from memdlm.sampling.end_of_text import IsComplete
 from memdlm.sampling.evaluation_mode import evaluation_mode
 from memdlm.sampling.masked_decoding import DecodeOutput, DecodeStep, MaskedDecode
 from memdlm.sampling.token_choice import Draw
@@ -24,6 +25,7 @@ def decode(
     *,
     on_step: Callable[[DecodeStep], None] | None = None,
     draw: Draw | None = None,
+    is_complete: IsComplete | None = None,
 ) -> DecodeOutput:
     """Decode every prompt; a row's tokens do not depend on the other rows.
 
@@ -39,14 +41,17 @@ def decode(
         on_step: Called after every step, for progress and traces.
         draw: Source of uniform numbers; None gives every row its own generator seeded with
             `config.seed`. Pass `row_draws(seeds, device)` for one seed per row.
+        is_complete: Ends rows besides end-of-text tokens, where `config.stop_early` lets rows go;
+            not with `config.infill`.
 
     Raises:
-        UsageError: An empty prompt, or a prompt whose canvas exceeds the model's context.
+        UsageError: An empty prompt, a prompt whose canvas exceeds the model's context, or
+            `is_complete` for infilled ones.
         ConfigError: The model lacks a token id the decode needs, or `config` names a token beyond
             its vocabulary.
         NonFiniteError: The model's logits are nan or inf.
     """
-    steps = decode_steps(model, prompts, config, draw=draw)
+    steps = decode_steps(model, prompts, config, draw=draw, is_complete=is_complete)
     while True:
         try:
             step = next(steps)
@@ -64,6 +69,7 @@ def decode_steps(
     config: SamplingConfig | None = None,
     *,
     draw: Draw | None = None,
+    is_complete: IsComplete | None = None,
 ) -> Generator[DecodeStep, None, DecodeOutput]:
     """Yield every step of `decode` and return its output; arguments and errors as there.
 
@@ -72,4 +78,4 @@ def decode_steps(
     config = config or SamplingConfig()
     kind = BlockDecode if choose_decoder(model, config) == "block" else MaskedDecode
     with evaluation_mode(model):
-        return (yield from kind(model, prompts, config, draw).run())
+        return (yield from kind(model, prompts, config, draw, is_complete).run())

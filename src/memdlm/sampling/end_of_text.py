@@ -3,6 +3,7 @@
 Shapes: `B` rows, `S` slots of a row, `P` slots of a block, `V` vocabulary.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,13 @@ from torch import Tensor
 
 from memdlm.errors import ConfigError
 from memdlm.sampling.config import SamplingConfig
+
+IsComplete = Callable[[int, list[int]], bool]
+"""`is_complete(row, tokens)`: whether a row's answer is complete with `tokens`, which are final.
+
+How a caller who can read ends a row where no end-of-text token does. It is asked once for every
+length of a row's tokens that a step leaves.
+"""
 
 
 def stop_ids(model_config: Any, config: SamplingConfig) -> tuple[int, ...]:
@@ -65,9 +73,24 @@ def has_ended(tokens: Tensor, is_filled: Tensor, ids: tuple[int, ...]) -> Tensor
         is_filled: [B, S] bool, the slots that are committed.
         ids: The stop ids.
     """
-    without_gap = is_filled.to(torch.int64).cumprod(dim=1).bool()
     index = torch.tensor(ids, dtype=torch.int64, device=tokens.device)
-    return (without_gap & torch.isin(tokens, index)).any(dim=1)
+    return (_without_gap(is_filled) & torch.isin(tokens, index)).any(dim=1)
+
+
+def before_first_gap(tokens: Tensor, is_filled: Tensor) -> list[list[int]]:
+    """Return each row's tokens up to its first slot that is not filled.
+
+    Args:
+        tokens: [B, S] int64.
+        is_filled: [B, S] bool.
+    """
+    lengths = _without_gap(is_filled).sum(dim=1, keepdim=True)
+    seen = torch.cat([lengths, tokens], dim=1).tolist()  # one look at the device
+    return [row[1 : 1 + row[0]] for row in seen]
+
+
+def _without_gap(is_filled: Tensor) -> Tensor:
+    return is_filled.to(torch.int64).cumprod(dim=1).bool()
 
 
 def before_first(row: Tensor, ids: tuple[int, ...]) -> Tensor:
@@ -76,3 +99,32 @@ def before_first(row: Tensor, ids: tuple[int, ...]) -> Tensor:
         if token in ids:
             return row[:index]
     return row
+
+
+class CompleteAnswers:
+    """The rows that a caller ended, since their answers are complete.
+
+    Attributes:
+        answers: Row -> the tokens it was complete with.
+    """
+
+    def __init__(self, is_complete: IsComplete, num_rows: int) -> None:
+        """Begin with no token of any row."""
+        self.answers: dict[int, list[int]] = {}
+        self._is_complete = is_complete
+        self._lengths = [0] * num_rows
+
+    def look(self, final: list[list[int]], is_done: list[bool]) -> None:
+        """Ask about the rows that go on and have more final tokens than before.
+
+        Args:
+            final: Each row's final tokens, from the first slot on.
+            is_done: Rows to leave alone; those found complete are set.
+        """
+        for row, answer in enumerate(final):
+            if is_done[row] or len(answer) == self._lengths[row]:
+                continue
+            self._lengths[row] = len(answer)
+            if self._is_complete(row, answer):
+                self.answers[row] = answer
+                is_done[row] = True

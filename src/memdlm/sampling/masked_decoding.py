@@ -20,7 +20,10 @@ from memdlm.sampling.block_plan import BlockPlan, Progress
 from memdlm.sampling.canvas import Canvas, infill_canvas, prompt_canvas
 from memdlm.sampling.config import SamplingConfig
 from memdlm.sampling.end_of_text import (
+    CompleteAnswers,
+    IsComplete,
     before_first,
+    before_first_gap,
     check_vocabulary,
     forbid_early_end,
     has_ended,
@@ -64,7 +67,8 @@ class DecodeOutput:
 
     Attributes:
         tokens: Per row the generated tokens, 1-D int64 on the CPU; cut before the first
-            end-of-text token when `stop_at_eos` is set. With `infill` the whole filled prompt.
+            end-of-text token when `stop_at_eos` is set, and where `is_complete` ended the row. With
+            `infill` the whole filled prompt.
         canvas: [B, T] int64, prompts and slots, padding on the right. Slots behind the end of a
             row that stopped early still hold the mask token.
         unmask_step: [B, T] int64, the step that filled a position; -1 = no slot, or not filled.
@@ -73,7 +77,8 @@ class DecodeOutput:
             cache reads a long prompt beforehand.
         tokens_per_step: Per row how many slots each of its steps filled. Its length is the number
             of steps the row took.
-        ended: Per row whether an end-of-text token ended it, rather than the number of slots.
+        ended: Per row whether an end-of-text token or `is_complete` ended it, rather than the
+            number of slots.
     """
 
     tokens: list[Tensor]
@@ -93,6 +98,7 @@ class MaskedDecode:
         prompts: Sequence[Tensor],
         config: SamplingConfig,
         draw: Draw | None,
+        is_complete: IsComplete | None = None,
     ) -> None:
         """Lay out the canvas and plan the steps; arguments and errors as `decode`."""
         device = next(model.parameters()).device
@@ -105,6 +111,9 @@ class MaskedDecode:
         self.tokens = canvas.tokens
         self.unmask_step = torch.full_like(canvas.tokens, -1)
         self.is_nan = torch.zeros((), dtype=torch.bool, device=canvas.tokens.device)
+        if config.infill and is_complete is not None:
+            raise UsageError("infill fills the slots it is given: leave out is_complete")
+        self.complete = None if is_complete is None else CompleteAnswers(is_complete, len(prompts))
         self.plan = self._plan()
         self.progress = self._progress()
         self.logits_source = self._source()
@@ -181,6 +190,19 @@ class MaskedDecode:
         if self.config.stop_at_eos and self.config.stop_early and not self.config.infill:
             for row, ended in enumerate(self._has_ended().tolist()):
                 self.progress.is_done[row] |= ended
+        self._let_complete_rows_go()
+
+    def _let_complete_rows_go(self) -> None:
+        """End the rows whose answers the caller finds complete with what is final of them."""
+        if self.complete is None or not self.config.stop_early:
+            return
+        slots = self._answer_slots()
+        is_final = self.unmask_step.gather(1, slots) >= 0
+        limits = self._final()
+        if limits is not None:
+            is_final &= slots < self._on_device(limits).unsqueeze(1)
+        final = before_first_gap(self.tokens.gather(1, slots), is_final)
+        self.complete.look(final, self.progress.is_done)
 
     def _predict(self, logits: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return every slot's token, its confidence, and what its turn is decided by: each [B, P].
@@ -287,6 +309,9 @@ class MaskedDecode:
         else:
             rows = list(tokens.gather(1, self._answer_slots().cpu()))
             ended = self._has_ended().tolist()
+            complete = {} if self.complete is None else self.complete.answers
+            for row, answer in complete.items():
+                rows[row], ended[row] = torch.tensor(answer), True
             if config.stop_at_eos:
                 rows = [before_first(row, self.stop_ids) for row in rows]
         return DecodeOutput(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from memdlm.sampling.config import SamplingConfig
 from memdlm.sampling.decoding import decode_steps
-from memdlm.sampling.end_of_text import stop_ids
+from memdlm.sampling.end_of_text import IsComplete, stop_ids
 from memdlm.sampling.masked_decoding import DecodeOutput, DecodeStep
 from memdlm.sampling.token_choice import Draw
 
@@ -41,6 +41,7 @@ def decode_stream(
     config: SamplingConfig | None = None,
     *,
     draw: Draw | None = None,
+    is_complete: IsComplete | None = None,
 ) -> Generator[StreamUpdate, None, DecodeOutput]:
     """Yield an update per step and return the output of `decode`; arguments and errors as there.
 
@@ -58,7 +59,16 @@ def decode_stream(
         else _Row(len(prompt), len(prompt) + config.max_new_tokens)
         for prompt in prompts
     ]
-    steps = decode_steps(model, prompts, config, draw=draw)
+    complete: set[int] = set()
+
+    def noting(row: int, tokens: list[int]) -> bool:
+        assert is_complete is not None
+        if ends := is_complete(row, tokens):
+            complete.add(row)
+        return ends
+
+    watch = None if is_complete is None else noting
+    steps = decode_steps(model, prompts, config, draw=draw, is_complete=watch)
     step = None
     while True:
         try:
@@ -72,6 +82,8 @@ def decode_stream(
             row.take(tokens, mask_token_id, stops, limit)
             for row, tokens, limit in zip(rows, canvas, limits, strict=True)
         ]
+        for place in complete:
+            rows[place].is_finished = True
         yield StreamUpdate(step, new_tokens, [row.is_finished for row in rows])
     if step is not None and not all(row.is_finished for row in rows):
         # An abandoned block keeps its masks, behind which nothing was given out yet.

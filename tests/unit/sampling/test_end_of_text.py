@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from memdlm.errors import ConfigError
+from memdlm.errors import ConfigError, UsageError
 from memdlm.sampling.config import SamplingConfig
 from memdlm.sampling.decoding import decode
 from memdlm.sampling.end_of_text import has_ended
@@ -132,3 +132,83 @@ def test_an_end_behind_a_gap_ends_nothing():
     is_filled = torch.tensor([[True, True, False], [False, True, True], [True, True, True]])
     assert has_ended(tokens, is_filled, (EOS,)).tolist() == [True, False, False]
     assert has_ended(tokens, is_filled, ()).tolist() == [False] * 3
+
+
+def test_a_row_is_done_once_its_answer_is_found_complete(scripted_model):
+    # Slot 2 first, then slots 0 and 1: the row is asked about when what stands without a gap grows.
+    model = scripted_model(saying([2, 3, 4, 5], [3.0, 2.0, 9.0, 1.0]))
+    asked = []
+
+    def is_complete(row, tokens):
+        asked.append((row, tokens))
+        return 4 in tokens
+
+    output = decode(model, PROMPT, SamplingConfig(max_new_tokens=4), is_complete=is_complete)
+    assert asked == [(0, [2]), (0, [2, 3, 4])]
+    assert output.num_forwards == len(model.calls) == 3
+    assert output.tokens[0].tolist() == [2, 3, 4]
+    assert output.canvas.tolist() == [[6, 2, 3, 4, MASK]]
+    assert output.ended == [True]
+
+
+def test_without_an_early_stop_nobody_is_asked(scripted_model):
+    model = scripted_model(saying([2, 3, 4, 5], [2.0] * 4))
+    config = SamplingConfig(max_new_tokens=4, stop_early=False)
+    output = decode(model, PROMPT, config, is_complete=lambda row, tokens: 1 / 0)
+    assert output.tokens[0].tolist() == [2, 3, 4, 5]
+    assert output.ended == [False]
+
+
+def test_an_end_of_text_token_goes_before_what_the_caller_reads(scripted_model):
+    model = scripted_model(saying([2, EOS, 3, 4], [9.0, 8.0, 2.0, 1.0]))
+    for stops_at_eos, expected in ((True, [2]), (False, [2, EOS, 3])):
+        config = SamplingConfig(max_new_tokens=4, stop_at_eos=stops_at_eos)
+        output = decode(model, PROMPT, config, is_complete=lambda row, tokens: 3 in tokens)
+        assert output.tokens[0].tolist() == expected
+
+
+@pytest.mark.parametrize("policy", ["low_confidence", "random", "independent"])
+def test_complete_answers_begin_as_whole_ones_and_move_no_other_row(mixing_model, policy):
+    prompts = [torch.tensor([token, 3]) for token in range(7)]
+    config = SamplingConfig(max_new_tokens=8, block_length=4, policy=policy, stop_at_eos=False)
+    whole = decode(mixing_model, prompts, config)
+    early = decode(mixing_model, prompts, config, is_complete=lambda row, tokens: 4 in tokens)
+    for row, (answer, longer) in enumerate(zip(early.tokens, whole.tokens, strict=True)):
+        assert longer.tolist()[: len(answer)] == answer.tolist()
+        assert early.ended[row] == (4 in longer.tolist()[: len(answer)])
+        assert early.ended[row] or torch.equal(answer, longer)
+    assert 0 < sum(early.ended) < len(prompts)
+    assert sum(map(len, early.tokens)) < sum(map(len, whole.tokens))
+
+
+def test_infilled_prompts_are_not_read(mixing_model):
+    config = SamplingConfig(infill=True)
+    with pytest.raises(UsageError, match="leave out is_complete"):
+        decode(
+            mixing_model, [torch.tensor([3, MASK])], config, is_complete=lambda row, tokens: True
+        )
+
+
+@pytest.mark.parametrize("editing", [{}, {"editing_threshold": 0.05, "max_editing_steps": 2}])
+def test_block_decoding_reads_what_it_will_not_edit(build_model, editing):
+    model = build_model("llada2").eval()
+    prompts = [torch.arange(1, 8), torch.tensor([4]), torch.arange(20, 30)]
+    config = SamplingConfig(
+        max_new_tokens=12, block_length=4, decoder="block", threshold=0.1, stop_at_eos=False,
+        **editing,
+    )  # fmt: skip
+    whole = [row.tolist() for row in decode(model, prompts, config).tokens]
+    looked_at = []
+
+    def is_complete(row, tokens):
+        looked_at.append((row, tokens))
+        return row != 1 and len(tokens) >= 3
+
+    early = decode(model, prompts, config, is_complete=is_complete)
+    assert all(whole[row][: len(tokens)] == tokens for row, tokens in looked_at)
+    assert early.ended == [True, False, True]
+    assert early.tokens[1].tolist() == whole[1]
+    for row in (0, 2):
+        answer = early.tokens[row].tolist()
+        assert 3 <= len(answer) < 12
+        assert answer == whole[row][: len(answer)]

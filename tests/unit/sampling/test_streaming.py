@@ -51,6 +51,24 @@ def test_a_stream_adds_up_to_the_decode(mixing_model, settings):
     assert len(updates) == whole.num_forwards
 
 
+@pytest.mark.parametrize("settings", [{"block_length": 1}, {"block_length": 4, "threshold": 0.6}])
+def test_a_stream_ends_where_an_answer_is_complete(mixing_model, settings):
+    config = SamplingConfig(max_new_tokens=8, stop_at_eos=False, **settings)
+
+    def is_complete(row, tokens):
+        return row != 1 and len(tokens) >= 3
+
+    updates, output = drain(decode_stream(mixing_model, PROMPTS, config, is_complete=is_complete))
+    whole = decode(mixing_model, PROMPTS, config, is_complete=is_complete)
+    for row, tokens in enumerate(whole.tokens):
+        streamed = list(chain.from_iterable(u.new_tokens[row] for u in updates))
+        assert streamed == tokens.tolist() == output.tokens[row].tolist()
+        # It is finished with the update that completes it, not with the last one of the batch.
+        first = next(i for i, update in enumerate(updates) if update.finished[row])
+        assert not any(update.new_tokens[row] for update in updates[first + 1 :])
+        assert (first < len(updates) - 1) == (row != 1)
+
+
 def test_only_what_stands_without_a_gap_is_given(scripted_model):
     def script(input_ids, attention_mask):
         logits = torch.zeros(*input_ids.shape, VOCABULARY)

@@ -70,7 +70,6 @@ class GenerationRound:
                 "sampling": asdict(sampling),
                 "memory": self.subject.memory_facts(),
                 "seed": self.subject.seed,
-                # Stop strings only cut the text, but tell requests of the same prompt apart.
                 "until": asked.generation.until,
             }
         facts = {**self._facts[asked.generation], "occurrence": asked.occurrence}
@@ -88,11 +87,11 @@ class GenerationRound:
             work=work,
             prompt_tokens=len(prompt),
             new_tokens=sampling.max_new_tokens,
-            kind=sampling,
+            kind=asked.generation,
         )
 
     def compute(self, places: Sequence[int], divisor: int) -> list[Answer]:
-        """Answer the requests at `places`, which share their sampling; see `Answering`."""
+        """Answer the requests at `places`, which want it alike; see `Answering`."""
         subject, chosen = self.subject, [self._asked[place] for place in places]
         answers = generate(
             subject.model,
@@ -105,6 +104,7 @@ class GenerationRound:
             sampling_seeds=self._seeds("sampling", chosen),
             batch_size=math.ceil(len(chosen) / divisor),
             max_memory_bytes=subject.max_memory_bytes,
+            stop_strings=chosen[0].generation.until,
         )
         return [
             {"text": answer.text, "num_tokens": len(answer.token_ids), "memory": answer.memory}
@@ -127,7 +127,7 @@ class GenerationRound:
                 num_dropped_tokens=asked.prompt.num_dropped,
                 num_new_tokens=answer["num_tokens"],
                 memory=answer["memory"],
-                response=asked.generation.cut(answer["text"]),
+                response=answer["text"],
             )
             for asked, answer in zip(self._asked, answers, strict=True)
         ]

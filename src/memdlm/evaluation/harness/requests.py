@@ -37,16 +37,11 @@ class Generation:
 
     Attributes:
         sampling: Settings of the decode.
-        until: Strings before the first of which the text is cut.
+        until: Strings that end the answer, which is cut before the first.
     """
 
     sampling: SamplingConfig
     until: tuple[str, ...]
-
-    def cut(self, text: str) -> str:
-        """Return the text up to the first stop string."""
-        places = [place for stop in self.until if (place := text.find(stop)) >= 0]
-        return text[: min(places, default=len(text))]
 
 
 @dataclass(frozen=True)

@@ -288,6 +288,32 @@ def test_another_model_is_another_fingerprint(tmp_path: Path) -> None:
     assert (other.num_stored, same.num_stored) == (0, 2)
 
 
+@pytest.mark.parametrize("memory", [None, MEMORY], ids=["off", "on"])
+def test_stop_strings_end_a_decode_and_change_no_answer(memory) -> None:
+    settings = {"memory": memory, "sampling.block_length": 1, "sampling.stop_at_eos": False}
+    whole = build_lm(**settings).generate_until(ask(PROMPTS))
+    words = whole[0].split()
+    stop = words[2]
+    needed = next(number for number in range(6) if stop in " ".join(words[:number]))
+    lengths = []
+    for batch_size in (1, 4):
+        found = build_lm(batch_size=batch_size, **settings).answer(ask(PROMPTS, until=[stop]))
+        assert [record.response for record in found] == [text.partition(stop)[0] for text in whole]
+        lengths.append([record.num_new_tokens for record in found])
+    assert lengths[0] == lengths[1]
+    assert lengths[0][0] == needed < 6
+    assert [length < 6 for length in lengths[0]] == [stop in text[: -len(stop)] for text in whole]
+
+
+def test_requests_of_other_stop_strings_are_answered_apart() -> None:
+    lm = build_lm(batch_size=4)
+    prompts = sorted(PROMPTS, key=lambda prompt: len(lm.generate_until(ask([prompt]))[0]))[-2:]
+    whole = lm.generate_until(ask(prompts))
+    stop = whole[0].split()[1]
+    mixed = [*ask(prompts, until=[stop]), *ask(prompts)]
+    assert lm.generate_until(mixed) == [*(text.partition(stop)[0] for text in whole), *whole]
+
+
 def test_other_stop_strings_cut_the_same_answer_where_they_should(tmp_path: Path) -> None:
     lm = build_lm(cache=tmp_path)
     whole = max(lm.generate_until(ask(PROMPTS)), key=len)
