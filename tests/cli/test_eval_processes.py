@@ -7,12 +7,12 @@ import time
 import pytest
 from typer import Exit
 
-from memdlm.cli.invocation import remember
 from memdlm.cli.processes import is_one_of_several, run_processes
 from memdlm.errors import MemDLMError, UsageError
 from tests.cli.test_eval import MODEL, TASK, cells, finish, num_answers, start
 
 COMMAND = ("eval", TASK, *MODEL, "--batch-size", "2", "-o", "out")
+WORDS = ["eval", "x", "--processes", "2"]
 
 
 def test_two_processes_give_what_one_gives(tmp_path) -> None:
@@ -50,6 +50,33 @@ def test_all_are_stopped_together_and_go_on_together(tmp_path) -> None:
     assert 4 <= num_answers(tmp_path / "out") == stored < 200  # nobody goes on in the background
     printed = finish(start(tmp_path, *command))
     assert "of them answered before" in printed
+
+
+def test_an_evaluation_is_overwritten_once_another_has_begun(tmp_path) -> None:
+    command = (*COMMAND, "--processes", "2", "--overwrite")
+    finish(start(tmp_path, *COMMAND, "-n", "2"))
+    before = cells(tmp_path / "out")
+    wrong = start(tmp_path, "eval", "no_such_task", *command[2:], "-n", "4")
+    printed, _ = wrong.communicate(timeout=60)
+    assert wrong.returncode == 2
+    assert "no_such_task" in printed
+    assert cells(tmp_path / "out") == before
+    finish(start(tmp_path, *command, "-n", "4", "--dry-run"))
+    assert cells(tmp_path / "out") == before
+    finish(start(tmp_path, *command, "-n", "4"))
+    (cell,) = cells(tmp_path / "out").values()
+    assert len(cell["samples"]) == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_processes_overwrite_no_other_files(tmp_path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("x")
+    run = start(tmp_path, *COMMAND, "-n", "2", "--processes", "2", "--overwrite")
+    printed, _ = run.communicate(timeout=60)
+    assert run.returncode == 2
+    assert "holds no evaluation" in printed
+    assert (tmp_path / "out" / "thesis.tex").exists()
 
 
 def test_an_error_of_all_is_said_once(tmp_path) -> None:
@@ -103,7 +130,6 @@ def program(tmp_path, monkeypatch):
         (package / "__main__.py").write_text(text)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        remember(["eval", "x", "--processes", "2"])
 
     return write
 
@@ -114,14 +140,14 @@ def test_the_failure_of_another_process_ends_all_and_is_told(program, monkeypatc
     program(f"if rank == '1':\n    {error}\n    sys.exit(3)\ntime.sleep(60)")
     since = time.monotonic()
     with pytest.raises(MemDLMError, match=r"process 1 of 2 .* exit code 3 \(no space left\)"):
-        run_processes(2)
+        run_processes(2, WORDS)
     assert time.monotonic() - since < 30
 
 
 def test_the_first_process_speaks_for_itself(program) -> None:
     program("sys.exit(2 if rank == '0' else time.sleep(60))")
     with pytest.raises(Exit) as failure:
-        run_processes(2)
+        run_processes(2, WORDS)
     assert failure.value.exit_code == 2
 
 
@@ -130,10 +156,9 @@ def test_each_is_told_its_place_and_its_threads(program, tmp_path, monkeypatch) 
     program(f"open(rank, 'w').write(repr([os.environ[n] for n in {names}] + words))")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("memdlm.cli.processes._num_cores", lambda: 6)
-    run_processes(2)
-    words = ["eval", "x", "--processes", "2"]
+    run_processes(2, WORDS)
     for rank in ("0", "1"):
-        assert (tmp_path / rank).read_text() == repr([rank, rank, "2", "3", *words])
+        assert (tmp_path / rank).read_text() == repr([rank, rank, "2", "3", *WORDS])
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    run_processes(2)
+    run_processes(2, WORDS)
     assert "'5'" in (tmp_path / "1").read_text()

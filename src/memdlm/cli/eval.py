@@ -128,10 +128,14 @@ def eval(  # the command's name; Python's own is not used here
 
     `memdlm report` draws the page.
     """
-    from memdlm.cli.processes import is_one_of_several, run_processes
+    from memdlm.cli.processes import is_one_of_several
 
     if processes > 1 and not is_one_of_several(processes):
-        run_processes(processes)
+        from memdlm.cli.evaluation_place import evaluation_folder
+        from memdlm.cli.evaluation_processes import run_in_processes
+
+        folder = evaluation_folder(output, preset, tasks or ())
+        run_in_processes(processes, folder, overwrite and not dry_run)
         return
     from memdlm.cli.libraries import prepare_libraries
 

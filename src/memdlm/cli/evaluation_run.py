@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from memdlm.cli.evaluation_place import check_place, evaluation_folder
 from memdlm.cli.evaluation_progress import EvaluationProgress
 from memdlm.cli.evaluation_request import (
     EvaluationRequest,
@@ -18,7 +19,6 @@ from memdlm.cli.report import print_results
 from memdlm.errors import UsageError
 from memdlm.evaluation.harness.sharding import Shard
 from memdlm.evaluation.presets import EXPOSURE_BIAS, GROUPS, PRESETS, Preset
-from memdlm.evaluation.records import EvaluationFolder
 from memdlm.evaluation.runner import Provenance, Session, prepare_all, run_evaluation
 from memdlm.evaluation.tasks.table import GROUPS as TASK_GROUPS
 from memdlm.evaluation.tasks.table import TASKS
@@ -40,9 +40,9 @@ def run_request(request: EvaluationRequest) -> None:
     shard = _shard(request)
     is_quiet = request.quiet or shard.index > 0
     progress = EvaluationProgress(Console(stderr=True), is_quiet)
-    folder = EvaluationFolder(_output(request))
+    folder = evaluation_folder(request.output, request.preset, request.tasks)
     if not request.dry_run:
-        _check_place(folder, request.overwrite, shard)
+        check_place(folder, request.overwrite, shard)
     # Whatever is wrong with the input is found before the folder is there.
     plan = prepare_all(evaluation.config, evaluation.arms, progress.say)
     if request.dry_run:
@@ -116,7 +116,7 @@ def _measure_exposure_bias(request: EvaluationRequest, preset: Preset) -> None:
         arms,
         samples,
         settings,
-        _output(request),
+        evaluation_folder(request.output, request.preset, request.tasks).path,
         title=titled(preset, request.tiny),
         overwrite=request.overwrite,
         quiet=request.quiet,
@@ -137,27 +137,3 @@ def show_list_of_tasks() -> None:
         print(f"  {name}: {preset.title}")
     for name, members in GROUPS.items():
         print(f"  {name}: {', '.join(members)}")
-
-
-def _output(request: EvaluationRequest) -> Path:
-    if request.output is not None:
-        return request.output.expanduser()
-    name = request.preset or "_".join(request.tasks).replace("@", "_")
-    return Path("runs/eval") / name
-
-
-def _check_place(folder: EvaluationFolder, overwrite: bool, shard: Shard) -> None:
-    """Refuse a place that holds something else, before time is spent.
-
-    Raises:
-        UsageError: It is a file, or a folder with other files than an evaluation's; or one of
-            several processes is to delete what the others may have begun.
-    """
-    if overwrite and shard.count > 1 and folder.path.exists():
-        raise UsageError(
-            f"{folder.path}: one of several processes cannot know what the others have begun; "
-            "delete the folder and leave out --overwrite"
-        )
-    if folder.holds_other_files:
-        verb = "holds no evaluation" if overwrite else "holds other files"
-        raise UsageError(f"{folder.path} {verb}: choose another place with --output")

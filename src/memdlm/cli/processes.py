@@ -14,7 +14,6 @@ from typing import IO
 
 import typer
 
-from memdlm.cli.invocation import arguments
 from memdlm.cli.signals import noted_signals
 from memdlm.errors import MemDLMError, StoppedError, UsageError
 
@@ -38,8 +37,8 @@ def is_one_of_several(count: int) -> bool:
     return given is not None
 
 
-def run_processes(count: int) -> None:
-    """Run this very command in `count` processes until all have ended well.
+def run_processes(count: int, arguments: Sequence[str]) -> None:
+    """Run memdlm with `arguments` in `count` processes until all have ended well.
 
     Threads are divided among them, unless OMP_NUM_THREADS says how many each may have.
 
@@ -49,7 +48,7 @@ def run_processes(count: int) -> None:
         StoppedError: SIGTERM or Ctrl-C came; all have been ended.
     """
     with tempfile.TemporaryFile() as said, noted_signals() as received:
-        processes = [_start(index, count, said) for index in range(count)]
+        processes = [_start(index, count, arguments, said) for index in range(count)]
         try:
             failed = _until_ended(processes, received)
         finally:
@@ -69,7 +68,9 @@ def run_processes(count: int) -> None:
         )
 
 
-def _start(index: int, count: int, said: IO[bytes]) -> "subprocess.Popen[bytes]":
+def _start(
+    index: int, count: int, arguments: Sequence[str], said: IO[bytes]
+) -> "subprocess.Popen[bytes]":
     environment = {
         "OMP_NUM_THREADS": str(max(1, _num_cores() // count)),
         **os.environ,
@@ -79,7 +80,7 @@ def _start(index: int, count: int, said: IO[bytes]) -> "subprocess.Popen[bytes]"
         "LOCAL_WORLD_SIZE": str(count),
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "memdlm.cli", *arguments()],
+        [sys.executable, "-m", "memdlm.cli", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=None if index == 0 else subprocess.DEVNULL,
         stderr=None if index == 0 else said,

@@ -98,11 +98,16 @@ class EvaluationFolder:
                 write_text(path, _dump(merged))
 
     @property
+    def has_begun(self) -> bool:
+        """Whether `begin` has written down here what is evaluated."""
+        return (self.path / EVALUATION).is_file()
+
+    @property
     def holds_other_files(self) -> bool:
         """Whether something is at this place that is no evaluation, finished or just beginning."""
         if not self.path.is_dir():
             return self.path.exists()
-        if (self.path / EVALUATION).is_file():
+        if self.has_begun:
             return False
         # Another process may be beginning the same evaluation at this moment.
         ours = (_LOCK, VERSIONS, EVALUATION)
