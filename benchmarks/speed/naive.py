@@ -16,12 +16,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from memdlm.backbones import DiffusionMaskedLM
+from memdlm.backbones.wrapping import unwrap
 from memdlm.diffusion.objective import ObjectiveConfig
 from memdlm.diffusion.schedule import get_schedule
 from memdlm.diffusion.states import CleanBatch, State
 from memdlm.memory.config import MemoryConfig
 from memdlm.memory.fast_weights import FastWeights
-from memdlm.memory.parametric_memory import unwrap
 from memdlm.memory.placement import place
 from memdlm.memory.trajectories import Trajectory
 from memdlm.memory.update import sgd_step

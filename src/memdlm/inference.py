@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from memdlm.answer_text import AnswerText
+from memdlm.backbones.wrapping import unwrap
 from memdlm.data.encoding import check_prompt_fits, encode_prompt, end_of_turn_id
 from memdlm.data.formatting import Message
 from memdlm.diffusion.objective import ObjectiveConfig
@@ -24,7 +25,7 @@ from memdlm.errors import ConfigError, DataError, UsageError
 from memdlm.memory.budget import COPIES_WHILE_WRITING, memory_bytes, rows_within
 from memdlm.memory.config import MemoryConfig
 from memdlm.memory.exclusive import exclusive
-from memdlm.memory.parametric_memory import ParametricMemory, unwrap
+from memdlm.memory.parametric_memory import ParametricMemory
 from memdlm.sampling.canvas import prompt_canvas
 from memdlm.sampling.config import SamplingConfig
 from memdlm.sampling.decoding import decode

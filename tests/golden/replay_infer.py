@@ -15,12 +15,12 @@ from torch import nn
 
 from memdlm.backbones.base import DiffusionMaskedLM
 from memdlm.backbones.loading import load_model
+from memdlm.backbones.wrapping import unwrap
 from memdlm.diffusion.objective import ObjectiveConfig
 from memdlm.diffusion.states import CleanBatch, State
 from memdlm.memory.config import MemoryConfig
 from memdlm.memory.fast_weights import FastWeights
 from memdlm.memory.inner_loop import InnerStats, plan_inner_loop, run_inner_loop
-from memdlm.memory.parametric_memory import unwrap
 from memdlm.memory.placement import place
 from memdlm.memory.trajectories import Trajectory, Transition
 from memdlm.memory.trajectories.anchor_consistent import mask_counts

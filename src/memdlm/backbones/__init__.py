@@ -7,6 +7,7 @@ from memdlm.backbones.layer_inputs import LayerInputs
 from memdlm.backbones.llada import LLaDAConfig, LLaDAForMaskedLM
 from memdlm.backbones.llada2 import LLaDA2Config, LLaDA2ForMaskedLM
 from memdlm.backbones.llada_moe import LLaDAMoEConfig, LLaDAMoEForMaskedLM
+from memdlm.backbones.wrapping import backbone_of, unwrap
 
 __all__ = [
     "DiffusionMaskedLM",
@@ -22,4 +23,6 @@ __all__ = [
     "LLaDAMoEConfig",
     "LLaDAMoEForMaskedLM",
     "LayerInputs",
+    "backbone_of",
+    "unwrap",
 ]

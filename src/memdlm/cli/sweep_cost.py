@@ -17,6 +17,7 @@ import torch
 
 from memdlm.backbones.base import DiffusionMaskedLM
 from memdlm.backbones.outline import load_outline
+from memdlm.backbones.wrapping import unwrap
 from memdlm.cli.recipe import Recipe
 from memdlm.cli.recipe_parts import add_adapter
 from memdlm.cli.sweep_jobs import duration
@@ -24,7 +25,6 @@ from memdlm.errors import ConfigError, MemDLMError
 from memdlm.evaluation.config import Arm, EvalConfig
 from memdlm.evaluation.presets import EXPOSURE_BIAS, Preset
 from memdlm.evaluation.tasks.table import expand, find_task
-from memdlm.memory.parametric_memory import unwrap
 from memdlm.planning.gpus import find_speed
 from memdlm.planning.requests import RequestCounter
 

@@ -11,11 +11,11 @@ from memdlm.backbones.adapters import base_of_adapter
 from memdlm.backbones.loading import default_device, load_model
 from memdlm.backbones.reading import check_exists
 from memdlm.backbones.tokenizers import load_tokenizer
+from memdlm.backbones.wrapping import unwrap
 from memdlm.errors import UsageError
 from memdlm.evaluation.config import Arm
 from memdlm.evaluation.prepared import tokenizer_hash
 from memdlm.memory.fingerprint import adapter_fingerprint, base_fingerprint
-from memdlm.memory.parametric_memory import unwrap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from memdlm.backbones.reading import read_config
+from memdlm.backbones.wrapping import unwrap
 from memdlm.evaluation.config import Arm, EvalConfig
 from memdlm.evaluation.estimate import Estimate
 from memdlm.evaluation.harness.progress import OnProgress
@@ -29,7 +30,6 @@ from memdlm.evaluation.task_results import (
 )
 from memdlm.evaluation.tasks.table import expand, find_task
 from memdlm.evaluation.tasks.task import with_harness
-from memdlm.memory.parametric_memory import unwrap
 
 Say = Callable[[str], None]
 

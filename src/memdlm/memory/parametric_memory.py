@@ -15,8 +15,8 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
-from memdlm.backbones.base import DiffusionMaskedLM
 from memdlm.backbones.batch_rows import present_rows
+from memdlm.backbones.wrapping import unwrap
 from memdlm.diffusion.objective import ObjectiveConfig
 from memdlm.errors import ConfigError, DataError, UsageError
 from memdlm.memory.artefact import Artefact, delete_memory
@@ -35,21 +35,6 @@ from memdlm.seeding import generator
 # Backbones that answer with a memory at this moment. Linear layers would add a second one and
 # experts would replace the first, so there is never more than one.
 _IN_USE: "WeakSet[nn.Module]" = WeakSet()
-
-
-def unwrap(model: nn.Module) -> DiffusionMaskedLM:
-    """Return the backbone inside wrappers such as PEFT's and DDP's.
-
-    Raises:
-        UsageError: If there is none.
-    """
-    for module in model.modules() if isinstance(model, nn.Module) else ():
-        if isinstance(module, DiffusionMaskedLM):
-            return module
-    raise UsageError(
-        f"{type(model).__name__} holds no memdlm backbone; load the checkpoint with "
-        "AutoModelForMaskedLM.from_pretrained after `import memdlm`"
-    )
 
 
 class ParametricMemory:

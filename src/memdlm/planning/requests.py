@@ -14,11 +14,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from memdlm.backbones.wrapping import unwrap
 from memdlm.diffusion.objective import ObjectiveConfig
 from memdlm.memory.config import MemoryConfig
 from memdlm.memory.fast_weights import FastWeights
 from memdlm.memory.inner_loop import plan_inner_loop, run_inner_loop
-from memdlm.memory.parametric_memory import unwrap
 from memdlm.memory.placement import place
 from memdlm.memory.prompt import Round, prompt_trajectory
 from memdlm.planning.flops import operation_flops

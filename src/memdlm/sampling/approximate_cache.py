@@ -14,10 +14,10 @@ row renews its cache at its own block starts and at no others'.
 import torch
 from torch import Tensor, nn
 
+from memdlm.backbones.wrapping import backbone_of
 from memdlm.sampling.block_plan import BlockPlan, Progress
 from memdlm.sampling.cached_forward import CachedForward
 from memdlm.sampling.canvas import Canvas
-from memdlm.sampling.decoders import backbone_of
 from memdlm.sampling.remaining_rows import RemainingRows
 
 

@@ -3,13 +3,9 @@
 from torch import nn
 
 from memdlm.backbones.base import DiffusionMaskedLM
+from memdlm.backbones.wrapping import backbone_of
 from memdlm.errors import ConfigError
 from memdlm.sampling.config import SamplingConfig
-
-
-def backbone_of(model: nn.Module) -> DiffusionMaskedLM | None:
-    """Return the backbone inside wrappers such as PEFT's; None for a model of another make."""
-    return next((m for m in model.modules() if isinstance(m, DiffusionMaskedLM)), None)
 
 
 def choose_decoder(model: nn.Module, config: SamplingConfig) -> str:

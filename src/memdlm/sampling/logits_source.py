@@ -9,9 +9,9 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from memdlm.backbones.first_attention import FirstAttention
+from memdlm.backbones.wrapping import backbone_of
 from memdlm.sampling.block_plan import Progress
 from memdlm.sampling.canvas import Canvas
-from memdlm.sampling.decoders import backbone_of
 from memdlm.sampling.remaining_rows import RemainingRows
 
 

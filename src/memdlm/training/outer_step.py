@@ -18,6 +18,7 @@ from memdlm.backbones.kv_cache import KeyRecorder
 from memdlm.backbones.layer_inputs import LayerInputs
 from memdlm.backbones.row_columns import RowColumns
 from memdlm.backbones.token_losses import Scored
+from memdlm.backbones.wrapping import unwrap
 from memdlm.diffusion.corruption import corrupt, draw_time
 from memdlm.diffusion.objective import ObjectiveConfig, coefficients, row_weights
 from memdlm.diffusion.schedule import get_schedule
@@ -33,7 +34,6 @@ from memdlm.memory.inner_loop import (
     plan_inner_loop,
     run_inner_loop,
 )
-from memdlm.memory.parametric_memory import unwrap
 from memdlm.memory.placement import Placement, place
 from memdlm.memory.trajectories import Trajectory, TrajectoryRequest, build_trajectory
 from memdlm.seeding import generator

@@ -2,9 +2,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from memdlm.backbones.wrapping import unwrap
 from memdlm.errors import ConfigError, UsageError
 from memdlm.memory.config import MemoryConfig
-from memdlm.memory.parametric_memory import ParametricMemory, unwrap
+from memdlm.memory.parametric_memory import ParametricMemory
 from memdlm.memory.placement import first_adapted_layer, place
 
 

@@ -14,9 +14,9 @@ from memdlm.backbones.adapters import add_lora
 from memdlm.backbones.base import DiffusionMaskedLM
 from memdlm.backbones.loading import load_model
 from memdlm.backbones.quantization import is_quantized
+from memdlm.backbones.wrapping import unwrap
 from memdlm.diffusion.states import CleanBatch
 from memdlm.errors import ConfigError
-from memdlm.memory.parametric_memory import unwrap
 from memdlm.training.outer_step import OuterStep, StepPlan
 
 Build = Callable[..., DiffusionMaskedLM]

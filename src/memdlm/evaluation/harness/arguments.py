@@ -92,8 +92,8 @@ def load(
 
 def fingerprint(model: nn.Module, tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return the identity of a model with its adapter, type of weights and tokenizer, in hex."""
+    from memdlm.backbones.wrapping import unwrap
     from memdlm.memory.fingerprint import adapter_fingerprint, base_fingerprint
-    from memdlm.memory.parametric_memory import unwrap
 
     backbone = unwrap(model)
     facts = {

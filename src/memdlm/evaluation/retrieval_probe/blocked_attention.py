@@ -23,9 +23,9 @@ from torch.nn import functional as F
 
 from memdlm.backbones.batch_rows import present_rows
 from memdlm.backbones.kv_cache import KVCache
+from memdlm.backbones.wrapping import backbone_of
 from memdlm.errors import ConfigError, DataError
 from memdlm.sampling.block_causal import block_causal_mask
-from memdlm.sampling.decoders import backbone_of
 
 SCOPES = ("answer", "all")
 
