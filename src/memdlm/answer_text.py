@@ -39,7 +39,7 @@ class StopStrings:
         return first < len(text) and first <= self._begun(text)
 
     def sure(self, text: str) -> str:
-        """Return what `cut` leaves of every text that begins with `text`."""
+        """Return the beginning of `text` that `cut` leaves, however the text goes on."""
         return text[: min(self._first(text), self._begun(text))]
 
     def _first(self, text: str) -> int:
@@ -47,7 +47,7 @@ class StopStrings:
         return min(places, default=len(text))
 
     def _begun(self, text: str) -> int:
-        """Return the first place where a stop string has begun that the end of the text parts."""
+        """Return the first place where a stop string begins that the text may go on to complete."""
         places = [
             start
             for stop in self.strings

@@ -69,6 +69,18 @@ def test_an_evaluation_is_overwritten_once_another_has_begun(tmp_path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_an_evaluation_that_cannot_be_moved_is_left(tmp_path) -> None:
+    finish(start(tmp_path, *COMMAND, "-n", "2"))
+    command = (*COMMAND[:-1], ".", "--processes", "2", "--overwrite")
+    run = start(tmp_path / "out", *command)  # a folder that one stands in
+    printed, _ = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert "memdlm: error: cannot overwrite . (" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert len(cells(tmp_path / "out")) == 1
+    assert not list((tmp_path / "out").glob("..*"))
+
+
 def test_processes_overwrite_no_other_files(tmp_path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("x")

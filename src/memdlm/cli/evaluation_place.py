@@ -51,7 +51,12 @@ def moved_aside(folder: EvaluationFolder) -> Iterator[None]:
         return
     try:
         aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        path.rename(aside / path.name)
+        kept = aside / "evaluation"
+        try:
+            path.rename(kept)
+        except OSError:
+            aside.rmdir()
+            raise
     except OSError as error:
         raise CheckpointError(
             f"cannot overwrite {path} ({error.strerror}): choose another place with --output"
@@ -61,5 +66,5 @@ def moved_aside(folder: EvaluationFolder) -> Iterator[None]:
     finally:
         if not folder.has_begun:  # nothing came of it: wrong input, say
             shutil.rmtree(path, ignore_errors=True)
-            (aside / path.name).rename(path)
+            kept.rename(path)
         shutil.rmtree(aside, ignore_errors=True)
