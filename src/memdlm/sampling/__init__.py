@@ -5,7 +5,7 @@
     block_plan        the blocks of every row, and how many slots each step commits
     token_choice      logits -> the token each slot would take
     unmasking         which slots to commit in a step, and how many
-    end_of_text       where a response ends, and what may end it
+    end_of_text       where a response ends, by its tokens or by a caller who reads them
     masked_decoding   LLaDA's and Dream's masked decoding over those above
     block_decoding    LLaDA2.x's: blocks, token editing, exact cache (with block_causal and
                       block_progress)
