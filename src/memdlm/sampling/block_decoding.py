@@ -16,6 +16,7 @@ Shapes: `B` rows, `T` canvas, `P` length of a block, `S` new tokens, `V` vocabul
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -67,6 +68,7 @@ class BlockDecode(MaskedDecode):
             device,
         )
 
+    @cached_property
     def _answer_slots(self) -> Tensor:
         # The rest of the last block is decoded with it, and is no part of the answer.
         starts = self._on_device(self.prompt_lengths)

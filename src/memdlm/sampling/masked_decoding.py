@@ -10,6 +10,7 @@ Shapes: `B` rows, `T` canvas, `S` slots of a row, `P` slots of a block, `V` voca
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -125,8 +126,9 @@ class MaskedDecode:
         new = self.config.max_new_tokens
         return prompt_canvas(prompts, new, ids.mask_token_id, ids.pad_token_id, device)
 
+    @cached_property
     def _answer_slots(self) -> Tensor:
-        """Return the columns that hold each row's response: [B, S] int64; not for infilling."""
+        """The columns that hold each row's response: [B, S] int64; not for infilling."""
         return self.canvas.slot_positions()
 
     def _plan(self) -> BlockPlan:
@@ -196,7 +198,7 @@ class MaskedDecode:
         """End the rows whose answers the caller finds complete with what is final of them."""
         if self.complete is None or not self.config.stop_early:
             return
-        slots = self._answer_slots()
+        slots = self._answer_slots
         is_final = self.unmask_step.gather(1, slots) >= 0
         limits = self._final()
         if limits is not None:
@@ -292,7 +294,7 @@ class MaskedDecode:
 
     def _has_ended(self) -> Tensor:
         """Return whether each row's response has ended, [B] bool; not for infilling."""
-        slots = self._answer_slots()
+        slots = self._answer_slots
         return has_ended(
             self.tokens.gather(1, slots),
             self.unmask_step.gather(1, slots) >= 0,
@@ -307,7 +309,7 @@ class MaskedDecode:
             rows = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
             ended = [False] * len(rows)
         else:
-            rows = list(tokens.gather(1, self._answer_slots().cpu()))
+            rows = list(tokens.gather(1, self._answer_slots.cpu()))
             ended = self._has_ended().tolist()
             complete = {} if self.complete is None else self.complete.answers
             for row, answer in complete.items():
