@@ -11,6 +11,8 @@ from memdlm.sampling.end_of_text import IsComplete
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# What a tokenizer gives for bytes that are no whole character yet.
+_INCOMPLETE = "\ufffd"
 # Of " 've" and " 're", from which `clean_up_tokenization_spaces` takes the space, all but one.
 _LONGEST_CLEAN_UP = 3
 
@@ -91,18 +93,25 @@ class AnswerText:
         """Return the text of an answer, cut and without special tokens."""
         return self.stops.cut(self._decode(tokens))
 
+    def read_begun(self, tokens: list[int]) -> str:
+        """Return the beginning of an answer's text that no further token takes away."""
+        return self.stops.sure(self._settled(tokens))
+
     @property
     def is_complete(self) -> IsComplete | None:
         """What a decode is to ask; None without stop strings."""
         return self._is_complete if self.stops.strings else None
 
     def _is_complete(self, row: int, tokens: list[int]) -> bool:
-        # The end may still change: a character of which bytes are missing, and spaces that are
-        # taken out before what follows. A row must not end on what its whole answer does not say.
-        text = self._decode(tokens).rstrip("\ufffd")
+        return self.stops.is_settled(self._settled(tokens))
+
+    def _settled(self, tokens: list[int]) -> str:
+        # What may change at the end: a character of which bytes are missing, and spaces that are
+        # taken out before what follows.
+        text = self._decode(tokens).rstrip(_INCOMPLETE)
         if getattr(self.tokenizer, "clean_up_tokenization_spaces", False):
             text = text[:-_LONGEST_CLEAN_UP]
-        return self.stops.is_settled(text)
+        return text
 
     def _decode(self, tokens: list[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))

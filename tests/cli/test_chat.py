@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 import pytest
 import torch
 
-from memdlm.answer_text import StopStrings
+from memdlm.answer_text import AnswerText
 from memdlm.backbones.tiny import TinySizes, build_tiny
 from memdlm.cli.chat_commands import Commands
 from memdlm.cli.chat_run import typed_lines
@@ -28,6 +28,7 @@ from memdlm.memory.config import MemoryConfig
 from memdlm.memory.parametric_memory import ParametricMemory
 from memdlm.sampling.config import SamplingConfig
 from memdlm.sampling.masked_decoding import DecodeStep
+from tests.byte_tokenizer import Bytes
 
 from .conftest import SOURCE
 
@@ -224,17 +225,13 @@ def test_a_terminal_is_given_no_escape_sequences() -> None:
     assert printable("a\x1b[2Jb\tc\n\x07é") == "a�[2Jb\tc\n�é"
 
 
-class Bytes:
-    """A tokenizer of UTF-8 bytes, in which a character spans several tokens."""
-
-    def decode(self, ids, skip_special_tokens=False) -> str:
-        """Return the bytes as text."""
-        return bytes(ids).decode("utf-8", errors="replace")
+def reading(*stop_strings: str) -> AnswerText:
+    return AnswerText.of(Bytes(), stop_strings, SamplingConfig())  # type: ignore[arg-type]
 
 
 def test_a_stream_never_writes_half_a_character() -> None:
     written: list[str] = []
-    stream = TextStream(Bytes(), written.append)
+    stream = TextStream(reading(), written.append)
     for byte in "né€ !".encode():
         stream.add([byte])
     stream.end()
@@ -243,7 +240,7 @@ def test_a_stream_never_writes_half_a_character() -> None:
 
 def test_a_stream_writes_nothing_of_a_stop_string() -> None:
     written: list[str] = []
-    stream = TextStream(Bytes(), written.append, StopStrings(("end.", "é!")))
+    stream = TextStream(reading("end.", "é!"), written.append)
     for byte in "an end, é? the end. more".encode():
         stream.add([byte])
     assert "".join(written) == "an end, é? the "

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from memdlm.answer_text import AnswerText, StopStrings
 from memdlm.errors import UsageError
 from memdlm.sampling.config import SamplingConfig
+from tests.byte_tokenizer import Bytes
 
 
 def test_a_text_is_cut_before_the_first_stop_string() -> None:
@@ -44,13 +45,6 @@ def test_an_earlier_stop_string_may_still_be_on_its_way() -> None:
     assert not stops.is_settled("a")
 
 
-class Bytes:
-    """A tokenizer whose tokens are the bytes of UTF-8."""
-
-    def decode(self, tokens: Any, skip_special_tokens: bool) -> str:
-        return bytes(tokens).decode("utf-8", errors="replace")
-
-
 def words(*vocabulary: str) -> PreTrainedTokenizerFast:
     """Return a tokenizer that takes out spaces before punctuation, as older ones do."""
     model = Tokenizer(WordLevel({word: index for index, word in enumerate(vocabulary)}, "?"))
@@ -65,6 +59,7 @@ def ends_rightly(tokenizer: Any, stop: str, answers: list[list[int]]) -> int:
     number = 0
     for answer in answers:
         for length in range(len(answer) + 1):
+            assert reading.read(answer).startswith(reading.read_begun(answer[:length]))
             if reading.is_complete(0, answer[:length]):
                 number += 1
                 assert reading.read(answer[:length]) == reading.read(answer)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from memdlm.answer_text import StopStrings
+from memdlm.answer_text import AnswerText
 from memdlm.backbones.loading import default_device, load_model
 from memdlm.backbones.quantization import QuantizationConfig
 from memdlm.backbones.tokenizers import load_tokenizer
@@ -94,7 +94,8 @@ def run_generation(request: GenerationRequest, output: Output) -> None:
     kept = None if folder is None else ParametricMemory.from_pretrained(folder, model)
     own: Any = model.config
     recorder = None if output.trace is None else TraceRecorder(own.mask_token_id)
-    printer = _Printer(tokenizer, request.stop_strings) if output.stream else None
+    reading = AnswerText.of(tokenizer, request.stop_strings, config.sampling)
+    printer = _Printer(reading) if output.stream else None
 
     def on_update(update: GenerationUpdate) -> None:
         if recorder is not None:
@@ -137,9 +138,8 @@ def run_generation(request: GenerationRequest, output: Output) -> None:
 class _Printer:
     """Prints answers, one at a time, as they become final."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop_strings: tuple[str, ...]) -> None:
-        stops = StopStrings(stop_strings)
-        self._new_stream = lambda: TextStream(tokenizer, self._write, stops)
+    def __init__(self, reading: AnswerText) -> None:
+        self._new_stream = lambda: TextStream(reading, self._write)
         self._stream: TextStream | None = None
 
     def show(self, update: GenerationUpdate) -> None:

@@ -3,27 +3,18 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from memdlm.answer_text import StopStrings
+from memdlm.answer_text import AnswerText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# What a tokenizer gives for bytes that are no whole character yet.
-_INCOMPLETE = "\ufffd"
 
 
 class TextStream:
     """Gives out an answer's text piece by piece: no half character, nothing of a stop string."""
 
-    def __init__(
-        self,
-        tokenizer: "PreTrainedTokenizerBase",
-        write: Callable[[str], None],
-        stops: StopStrings | None = None,
-    ) -> None:
-        """Hand every piece to `write`, up to the first of `stops`."""
-        self.tokenizer, self.write = tokenizer, write
-        self.stops = stops or StopStrings()
+    def __init__(self, reading: AnswerText, write: Callable[[str], None]) -> None:
+        """Hand every piece to `write`."""
+        self.reading, self.write = reading, write
         self._ids: list[int] = []
         self._written = ""
 
@@ -31,12 +22,11 @@ class TextStream:
         """Take the ids that have become final."""
         if tokens:
             self._ids += tokens
-            text = str(self.tokenizer.decode(self._ids, skip_special_tokens=True))
-            self._give(self.stops.sure(text.rstrip(_INCOMPLETE)))
+            self._give(self.reading.read_begun(self._ids))
 
     def end(self) -> None:
         """Give out what is left of the answer, and the end of the line."""
-        text = self.stops.cut(str(self.tokenizer.decode(self._ids, skip_special_tokens=True)))
+        text = self.reading.read(self._ids)
         if not text.startswith(self._written):
             # A tokenizer that changes earlier text as later tokens come: say it all once more.
             self.write("\n")
