@@ -1,24 +1,22 @@
 """Ways of answering the requests of one task: the published one, ours, and ours in processes.
 
 The published way: one request at a time; as many forwards as the task has tokens, logits at every
-position; experts in a Python loop; LLaDA2.x without keys and values kept; PyTorch's own matrix
-products. Our own inner loop writes its memories, which favours it. Ours: `DiffusionLM`, with the
-matrix products of `memdlm eval`.
+position; the operations of the official code, experts in a Python loop; LLaDA2.x without keys and
+values kept; PyTorch's own matrix products. Its memories are written by our own inner loop, which
+favours it. Ours: `DiffusionLM`, with the matrix products of `memdlm eval`.
 """
 
 import contextlib
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 
-from memdlm.backbones import experts
+from benchmarks.speed.published_operations import published_operations
 from memdlm.backbones.loading import load_model
 from memdlm.backbones.tiny import TINY_FAMILIES, build_tiny
 from memdlm.backbones.tokenizers import load_tokenizer
@@ -109,7 +107,7 @@ class Subject:
 
     def published(self) -> list[str]:
         """Answer all requests the published way."""
-        with _looped_experts():
+        with published_operations():
             if self.case.family == "llada2":  # blocks of 32, each to its end, nothing kept
                 sampling = SamplingConfig(cache="none", stop_early=False)
                 return self.answer_tasks(self.harness(1, sampling=sampling))
@@ -159,17 +157,6 @@ def unmask_one_by_one(model: Any, prompt: torch.Tensor, num_new_tokens: int) -> 
         place = int(confidence.argmax())
         canvas[0, place] = best[0, place]
     return canvas[0, len(prompt) :]
-
-
-@contextmanager
-def _looped_experts() -> Iterator[None]:
-    """Compute experts one after the other, as the published modelling code does."""
-    grouped = experts.grouped_linear
-    experts.grouped_linear = experts._looped_linear
-    try:
-        yield
-    finally:
-        experts.grouped_linear = grouped
 
 
 class Workers:

@@ -1,9 +1,12 @@
 """The benchmark of evaluation: the published way and ours answer alike, and are timed alike."""
 
 import pytest
+import torch
 
 from benchmarks.speed.evaluate import bench, verdict
 from benchmarks.speed.evaluation_ways import Case
+from benchmarks.speed.published_operations import published_operations
+from memdlm.backbones.operation_order import free_order
 
 
 @pytest.mark.parametrize("family", ["quickstart", "llada2"])
@@ -26,3 +29,19 @@ def test_the_goal_is_judged_by_the_way_that_uses_all_cores() -> None:
         slow == "llada2, 96+192 words, without memory: 2.99 x published (at least 3: DOES NOT HOLD)"
     )
     assert "3: holds" in verdict({**case, "gain": {"published": 1.0, "processes": 3.0}})
+
+
+@torch.no_grad()
+def test_published_operations_are_ours_to_the_bit_in_the_official_order(build_model, family):
+    model, ids = build_model(family).eval(), torch.arange(24).view(2, 12)
+    ours = model(ids).logits
+    with free_order():
+        free = model(ids).logits
+        with published_operations():
+            published = model(ids).logits
+    torch.testing.assert_close(free, ours, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(free, ours)
+    if family in ("llada", "dream"):
+        assert torch.equal(published, ours)
+    else:  # experts one after the other are other products
+        torch.testing.assert_close(published, ours, rtol=1e-4, atol=1e-5)

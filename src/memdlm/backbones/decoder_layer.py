@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from memdlm.backbones.attention import Attention
 from memdlm.backbones.first_attention import FirstAttention
 from memdlm.backbones.layer_inputs import LayerInputs, gather_positions
-from memdlm.backbones.narrow_attention import attend_at
 
 
 class DecoderLayer(GradientCheckpointingLayer):
@@ -19,15 +19,13 @@ class DecoderLayer(GradientCheckpointingLayer):
 
     def __init__(
         self,
-        attention: nn.Module,
+        attention: Attention,
         mlp: nn.Module,
         norms: Sequence[nn.Module],
         shared_expert: nn.Module | None = None,
     ) -> None:
         """Assemble a layer from its parts; `norms` come before attention and feed-forward."""
         super().__init__()
-        # Attention modules of transformers are causal unless told otherwise.
-        setattr(attention, "is_causal", False)  # noqa: B010 - nn.Module types hide plain attributes
         self.self_attn = attention
         self.mlp = mlp
         self.input_layernorm, self.post_attention_layernorm = norms
@@ -49,17 +47,10 @@ class DecoderLayer(GradientCheckpointingLayer):
         """
         if first is not None:
             attended = first(self.self_attn, self.input_layernorm, hidden, inputs)
-        elif positions is not None:
-            normed = self.input_layernorm(hidden)
-            attended = attend_at(self.self_attn, normed, inputs, positions)
-            hidden = gather_positions(hidden, positions)
         else:
-            attended, _ = self.self_attn(
-                hidden_states=self.input_layernorm(hidden),
-                position_embeddings=inputs.position_embeddings,
-                attention_mask=inputs.attention_mask,
-                past_key_values=inputs.cache,
-            )
+            attended = self.self_attn(self.input_layernorm(hidden), inputs, positions)
+            if positions is not None:
+                hidden = gather_positions(hidden, positions)
         hidden = hidden + attended
         normed = self.post_attention_layernorm(hidden)
         update = self.mlp(normed)

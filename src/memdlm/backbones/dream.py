@@ -10,13 +10,9 @@ tests/fixtures/backbones/dream.
 from typing import Any, cast
 
 from transformers import PreTrainedConfig
-from transformers.models.qwen2.modeling_qwen2 import (
-    Qwen2Attention,
-    Qwen2MLP,
-    Qwen2RMSNorm,
-    Qwen2RotaryEmbedding,
-)
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
+from memdlm.backbones.attention import SplitAttention
 from memdlm.backbones.base import (
     DiffusionMaskedLM,
     DiffusionModel,
@@ -30,6 +26,8 @@ from memdlm.backbones.checkpoint_layout import (
     set_rotary,
 )
 from memdlm.backbones.decoder_layer import DecoderLayer
+from memdlm.backbones.gated_mlp import GatedMLP
+from memdlm.backbones.rms_norm import RMSNorm
 
 PUBLISHED_MASK_TOKEN_ID = 151666
 
@@ -86,10 +84,11 @@ class DreamConfig(PreTrainedConfig):
         return self.hidden_size // self.num_attention_heads
 
 
-# transformers' layers read fields by name; `Any`, since ours is no subclass of their config.
+# `Any`: transformers' names are aliases here.
 def _build_layer(config: Any, index: int) -> DecoderLayer:
-    norms = tuple(Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps) for _ in range(2))
-    return DecoderLayer(Qwen2Attention(config, index), Qwen2MLP(config), norms)
+    norms = tuple(RMSNorm(config.hidden_size, config.rms_norm_eps) for _ in range(2))
+    mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_act)
+    return DecoderLayer(SplitAttention(config, index, has_qkv_bias=True), mlp, norms)
 
 
 class DreamPreTrainedModel(DiffusionPreTrainedModel):
@@ -121,7 +120,7 @@ class DreamModel(DiffusionMaskedLM, DreamPreTrainedModel):
         model = DreamBaseModel(
             config,
             _build_layer,
-            Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps),
+            RMSNorm(config.hidden_size, config.rms_norm_eps),
             Qwen2RotaryEmbedding(cast(Any, config)),
             # As in the official code: pad is never trained.
             padding_idx=pad if pad is not None and pad < config.vocab_size else None,

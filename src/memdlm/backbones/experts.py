@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
 from memdlm.backbones.batch_rows import present_rows
+from memdlm.backbones.gated_mlp import gated
 
 # The grouped kernel wants rows that start on 16-byte boundaries.
 _ALIGNMENT_BYTES = 16
@@ -122,7 +123,7 @@ class Experts(nn.Module):
                 ]
                 gate_up = gate_up + torch.cat(halves, dim=-1)
         gate, up = gate_up.chunk(2, dim=-1)
-        inner = self.act_fn(gate) * up  # [S, I]
+        inner = gated(self.act_fn, gate, up)  # [S, I]
         outputs = self.project("down_proj", inner, ends)
         for source in deltas:
             if "down_proj" in source:

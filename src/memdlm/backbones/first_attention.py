@@ -22,8 +22,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from memdlm.backbones.attention import Attention
 from memdlm.backbones.layer_inputs import LayerInputs, gather_positions, narrow_inputs
-from memdlm.backbones.narrow_attention import project_heads, project_output, rotate
+from memdlm.backbones.rotary import rotate
 from memdlm.backbones.row_columns import RowColumns
 
 # Tokens that stay below which keeping their part costs what it saves, on one core of a Zen 4.
@@ -105,12 +106,12 @@ class FirstAttention:
             self._standing = _Standing(**kept)
 
     def __call__(
-        self, attention: nn.Module, norm: nn.Module, hidden: torch.Tensor, inputs: LayerInputs
+        self, attention: Attention, norm: nn.Module, hidden: torch.Tensor, inputs: LayerInputs
     ) -> torch.Tensor:
         """Return what `attention` gives for the normed `hidden`: [B, L, H].
 
         Args:
-            attention: The first layer's, as in `attend_at`.
+            attention: The first layer's.
             norm: The layer's input norm.
             hidden: Embeddings [B, L, H].
             inputs: Of this forward; their mask is one that `allows` accepts.
@@ -120,21 +121,21 @@ class FirstAttention:
         """
         if torch.is_grad_enabled():
             raise ValueError("what the first layer keeps has no gradients; use torch.no_grad()")
-        module, positions = cast(Any, attention), self._columns.positions
+        positions = self._columns.positions
         if self._standing is None:
-            query, key, value = _heads(module, norm(hidden), inputs)
-            self._standing = self._begin(module, query, key, value, inputs)
+            query, key, value = _heads(attention, norm(hidden), inputs)
+            self._standing = self._begin(attention, query, key, value, inputs)
             index = positions[:, None, :, None].expand(-1, key.shape[1], -1, key.shape[3])
             key, value = key.gather(2, index), value.gather(2, index)
         else:
             changed = norm(gather_positions(hidden, positions))
-            query, key, value = _heads(module, changed, narrow_inputs(inputs, positions))
-            self._renew(module, query)
-        return self._join(module, key, value)
+            query, key, value = _heads(attention, changed, narrow_inputs(inputs, positions))
+            self._renew(attention, query)
+        return self._join(attention, key, value)
 
     def _begin(
         self,
-        module: Any,
+        attention: Attention,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -144,7 +145,7 @@ class FirstAttention:
         if inputs.attention_mask is not None:
             hides = hides | ~inputs.attention_mask
         hidden_keys = torch.zeros_like(hides, dtype=query.dtype).masked_fill(hides, -torch.inf)
-        output, log_weight = _attend(module, query, key, value, hidden_keys)
+        output, log_weight = _attend(attention, query, key, value, hidden_keys)
         return _Standing(
             _with_spare_column(query),
             key.contiguous(),
@@ -154,11 +155,11 @@ class FirstAttention:
             _with_spare_column(log_weight),
         )
 
-    def _renew(self, module: Any, query: torch.Tensor) -> None:
+    def _renew(self, attention: Attention, query: torch.Tensor) -> None:
         """Let the columns that change ask the standing keys anew, with `query` [B, N, S, D]."""
         kept = self._standing
         assert kept is not None
-        output, log_weight = _attend(module, query, kept.key, kept.value, kept.hidden_keys)
+        output, log_weight = _attend(attention, query, kept.key, kept.value, kept.hidden_keys)
         for store, part in (
             (kept.query, query),
             (kept.output, output),
@@ -167,16 +168,16 @@ class FirstAttention:
             index = self._columns.slots[:, :, None, None].expand(-1, -1, *store.shape[2:])
             store.scatter_(1, index, part.transpose(1, 2))
 
-    def _join(self, module: Any, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def _join(self, attention: Attention, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Add what the keys and values [B, G, S, D] of the columns that change give to all."""
         kept = self._standing
         assert kept is not None
         length = kept.key.shape[2]
         query = kept.query[:, :length].transpose(1, 2)
-        output, log_weight = _attend(module, query, key, value, self._hidden_fillers(key.dtype))
+        output, log_weight = _attend(attention, query, key, value, self._hidden_fillers(key.dtype))
         share = torch.sigmoid(kept.log_weight[:, :length] - log_weight.transpose(1, 2))
         joined = torch.lerp(output.transpose(1, 2), kept.output[:, :length], share.to(output.dtype))
-        return project_output(module, joined)
+        return attention.project(joined)
 
     def _hidden_fillers(self, dtype: torch.dtype) -> torch.Tensor | None:
         """Return -inf [B, 1, 1, S] where a row has fewer columns that change; None if none has."""
@@ -187,16 +188,16 @@ class FirstAttention:
 
 
 def _heads(
-    module: Any, normed: torch.Tensor, inputs: LayerInputs
+    attention: Attention, normed: torch.Tensor, inputs: LayerInputs
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return rotated queries [B, N, L, D], rotated keys and values [B, G, L, D]."""
-    query, key, value = (part.transpose(1, 2) for part in project_heads(module, normed))
+    query, key, value = (part.transpose(1, 2) for part in attention.heads(normed))
     embeddings = inputs.position_embeddings
     return rotate(query, embeddings), rotate(key, embeddings), value
 
 
 def _attend(
-    module: Any,
+    attention: Attention,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -208,7 +209,7 @@ def _attend(
     `scaled_dot_product_attention` runs on a CPU; that function does not hand out the second result.
     """
     output, log_weight = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, attn_mask=mask, scale=module.scaling
+        query, key, value, attn_mask=mask, scale=attention.scaling
     )
     return output, log_weight[..., None]
 

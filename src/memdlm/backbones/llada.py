@@ -8,13 +8,9 @@ tests/fixtures/backbones/llada.
 from typing import Any, cast
 
 from transformers import PreTrainedConfig
-from transformers.models.llama.modeling_llama import (
-    LlamaAttention,
-    LlamaMLP,
-    LlamaRMSNorm,
-    LlamaRotaryEmbedding,
-)
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from memdlm.backbones.attention import SplitAttention
 from memdlm.backbones.base import (
     DiffusionMaskedLM,
     DiffusionModel,
@@ -29,6 +25,8 @@ from memdlm.backbones.checkpoint_layout import (
     set_rotary,
 )
 from memdlm.backbones.decoder_layer import DecoderLayer
+from memdlm.backbones.gated_mlp import GatedMLP
+from memdlm.backbones.rms_norm import RMSNorm
 
 PUBLISHED_MASK_TOKEN_ID = 126336
 
@@ -105,7 +103,6 @@ class LLaDAConfig(PreTrainedConfig):
         refuse(self, _SUPPORTED)
         set_rotary(self, self.rope_theta)
 
-    # What the transformers layers read and official files do not spell out.
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that official files have."""
         return official_dict(super().to_dict())
@@ -114,16 +111,6 @@ class LLaDAConfig(PreTrainedConfig):
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.d_model // self.n_heads
-
-    @property
-    def attention_bias(self) -> bool:
-        """Whether attention projections carry biases: never."""
-        return False
-
-    @property
-    def mlp_bias(self) -> bool:
-        """Whether MLP projections carry biases: never."""
-        return False
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -135,10 +122,11 @@ class LLaDAConfig(PreTrainedConfig):
         return super().from_dict(config_dict, **kwargs)
 
 
-# transformers' layers read fields by name; `Any`, since ours is no subclass of their config.
+# `Any`: attention reads transformers' names, which are aliases here.
 def _build_layer(config: Any, index: int) -> DecoderLayer:
-    norms = tuple(LlamaRMSNorm(config.d_model, eps=config.rms_norm_eps) for _ in range(2))
-    return DecoderLayer(LlamaAttention(config, index), LlamaMLP(config), norms)
+    norms = tuple(RMSNorm(config.d_model, config.rms_norm_eps) for _ in range(2))
+    mlp = GatedMLP(config.d_model, config.mlp_hidden_size, config.activation_type)
+    return DecoderLayer(SplitAttention(config, index), mlp, norms)
 
 
 class LLaDAPreTrainedModel(DiffusionPreTrainedModel):
@@ -159,7 +147,7 @@ class LLaDAModelLM(DiffusionMaskedLM, LLaDAPreTrainedModel):
         model = LLaDAModel(
             config,
             _build_layer,
-            LlamaRMSNorm(config.d_model, eps=config.rms_norm_eps),
+            RMSNorm(config.d_model, config.rms_norm_eps),
             LlamaRotaryEmbedding(cast(Any, config)),
             padding_idx=None,  # the official embedding trains the pad token: it is end-of-text too
         )

@@ -13,14 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
-from transformers.models.glm4_moe.modeling_glm4_moe import (
-    Glm4MoeMLP,
-    Glm4MoeRMSNorm,
-    Glm4MoeRotaryEmbedding,
-    apply_rotary_pos_emb,
-)
+from transformers.models.glm4_moe.modeling_glm4_moe import Glm4MoeRotaryEmbedding
 from transformers.utils.generic import maybe_autocast
 
+from memdlm.backbones.attention import Attention, Heads
 from memdlm.backbones.base import (
     DiffusionMaskedLM,
     DiffusionModel,
@@ -38,8 +34,8 @@ from memdlm.backbones.checkpoint_layout import (
 )
 from memdlm.backbones.decoder_layer import DecoderLayer
 from memdlm.backbones.experts import Experts
-from memdlm.backbones.kv_cache import AttentionCache
-from memdlm.backbones.narrow_attention import Heads, attend
+from memdlm.backbones.gated_mlp import GatedMLP
+from memdlm.backbones.rms_norm import RMSNorm
 from memdlm.errors import CheckpointError, ConfigError
 
 PUBLISHED_MASK_TOKEN_ID = 156895
@@ -149,30 +145,22 @@ def _check_groups(config: Any) -> None:
         )
 
 
-class FusedAttention(nn.Module):
-    """Grouped-query attention over one projection that holds query, key and value heads in turn."""
+class FusedAttention(Attention):
+    """Attention over one projection that holds query, key and value heads in turn."""
 
     def __init__(self, config: Any, index: int) -> None:
         """Build the attention of layer `index`."""
-        super().__init__()
-        self.config = config
-        self.layer_idx = index
-        self.head_dim = config.head_dim
-        self.num_heads = config.num_attention_heads
-        self.num_key_value_heads = config.num_key_value_heads
-        # Read by the attention functions of transformers.
-        self.num_key_value_groups = self.num_heads // self.num_key_value_heads
-        self.scaling = self.head_dim**-0.5
+        super().__init__(config, index)
         width, heads = config.hidden_size, self.num_heads + 2 * self.num_key_value_heads
         self.query_key_value = nn.Linear(
             width, heads * self.head_dim, bias=bool(config.use_qkv_bias)
         )
-        self.query_layernorm = Glm4MoeRMSNorm(self.head_dim, eps=config.rms_norm_eps)
-        self.key_layernorm = Glm4MoeRMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.query_layernorm = RMSNorm(self.head_dim, config.rms_norm_eps)
+        self.key_layernorm = RMSNorm(self.head_dim, config.rms_norm_eps)
         self.dense = nn.Linear(self.num_heads * self.head_dim, width, bias=bool(config.use_bias))
 
     def heads(self, hidden: torch.Tensor, positions: torch.Tensor | None = None) -> Heads:
-        """Return normed heads of states [B, L, H]; queries at `positions` [B, P] if given."""
+        """See `Attention`."""
         heads = self.query_key_value(hidden).unflatten(-1, (-1, self.head_dim))
         query, key, value = heads.split(
             [self.num_heads, self.num_key_value_heads, self.num_key_value_heads], dim=-2
@@ -182,21 +170,10 @@ class FusedAttention(nn.Module):
             query = query.gather(1, index)
         return self.query_layernorm(query), self.key_layernorm(key), value
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        attention_mask: torch.Tensor | None,
-        past_key_values: AttentionCache | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the attended states [B, L, H] and, if the implementation has them, weights."""
-        shape = hidden_states.shape[:-1]
-        query, key, value = (part.transpose(1, 2) for part in self.heads(hidden_states))
-        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        attended, weights = attend(self, query, key, value, attention_mask)
-        return self.dense(attended.reshape(*shape, -1)), weights
+    def project(self, attended: torch.Tensor) -> torch.Tensor:
+        """See `Attention`."""
+        projected: torch.Tensor = self.dense(attended.flatten(2))
+        return projected
 
 
 class Router(nn.Module):
@@ -251,7 +228,7 @@ class SparseBlock(nn.Module):
         self.shared_experts: nn.Module | None = None
         if config.num_shared_experts:
             width = config.moe_intermediate_size * config.num_shared_experts
-            self.shared_experts = Glm4MoeMLP(config, intermediate_size=width)
+            self.shared_experts = GatedMLP(config.hidden_size, width, config.hidden_act)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the mixture [B, P, H] for states [B, P, H], rows kept apart for fast weights."""
@@ -261,11 +238,14 @@ class SparseBlock(nn.Module):
         return mixture if self.shared_experts is None else mixture + self.shared_experts(hidden)
 
 
-# transformers' layers read fields by name; `Any`, since ours is no subclass of their config.
+# `Any`: transformers' names are aliases here.
 def _build_layer(config: Any, index: int) -> DecoderLayer:
-    norms = tuple(Glm4MoeRMSNorm(config.hidden_size, eps=config.rms_norm_eps) for _ in range(2))
-    is_dense = index < config.first_k_dense_replace
-    mlp = Glm4MoeMLP(config) if is_dense else SparseBlock(config)
+    norms = tuple(RMSNorm(config.hidden_size, config.rms_norm_eps) for _ in range(2))
+    mlp: nn.Module
+    if index < config.first_k_dense_replace:
+        mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_act)
+    else:
+        mlp = SparseBlock(config)
     return DecoderLayer(FusedAttention(config, index), mlp, norms)
 
 
@@ -319,7 +299,7 @@ class LLaDA2MoeModelLM(DiffusionMaskedLM, LLaDA2PreTrainedModel):
         model = LLaDA2Model(
             config,
             _build_layer,
-            Glm4MoeRMSNorm(config.hidden_size, eps=config.rms_norm_eps),
+            RMSNorm(config.hidden_size, config.rms_norm_eps),
             Glm4MoeRotaryEmbedding(cast(Any, config)),
             # As in the official code: pad is never trained.
             padding_idx=pad if pad is not None and pad < config.vocab_size else None,

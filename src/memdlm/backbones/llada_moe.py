@@ -11,13 +11,9 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
-from transformers.models.glm4_moe.modeling_glm4_moe import (
-    Glm4MoeAttention,
-    Glm4MoeMLP,
-    Glm4MoeRMSNorm,
-    Glm4MoeRotaryEmbedding,
-)
+from transformers.models.glm4_moe.modeling_glm4_moe import Glm4MoeRotaryEmbedding
 
+from memdlm.backbones.attention import SplitAttention
 from memdlm.backbones.base import (
     DiffusionMaskedLM,
     DiffusionModel,
@@ -33,6 +29,8 @@ from memdlm.backbones.checkpoint_layout import (
 )
 from memdlm.backbones.decoder_layer import DecoderLayer
 from memdlm.backbones.experts import Experts
+from memdlm.backbones.gated_mlp import GatedMLP
+from memdlm.backbones.rms_norm import RMSNorm
 
 PUBLISHED_MASK_TOKEN_ID = 156895
 
@@ -105,11 +103,6 @@ class LLaDAMoEConfig(PreTrainedConfig):
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
-    @property
-    def use_qk_norm(self) -> bool:
-        """Whether queries and keys are normed per head: always."""
-        return True
-
 
 class SparseBlock(nn.Module):
     """Router and routed experts of one layer."""
@@ -139,15 +132,18 @@ class SparseBlock(nn.Module):
         return self.experts(tokens, chosen, weights.to(hidden.dtype)).view_as(hidden)
 
 
-# transformers' layers read fields by name; `Any`, since ours is no subclass of their config.
+# `Any`: transformers' names are aliases here.
 def _build_layer(config: Any, index: int) -> DecoderLayer:
-    norms = tuple(Glm4MoeRMSNorm(config.hidden_size, eps=config.rms_norm_eps) for _ in range(2))
-    is_dense = config.moe_layer_freq[index] == 0
-    shared = None
-    if not is_dense and config.shared_expert_intermediate_size:
-        shared = Glm4MoeMLP(config, intermediate_size=config.shared_expert_intermediate_size)
-    mlp = Glm4MoeMLP(config) if is_dense else SparseBlock(config)
-    return DecoderLayer(Glm4MoeAttention(config, index), mlp, norms, shared)
+    def dense(width: int) -> GatedMLP:
+        return GatedMLP(config.hidden_size, width, config.hidden_act)
+
+    norms = tuple(RMSNorm(config.hidden_size, config.rms_norm_eps) for _ in range(2))
+    attention = SplitAttention(config, index, has_qk_norm=True)
+    if config.moe_layer_freq[index] == 0:
+        return DecoderLayer(attention, dense(config.dense_intermediate_size), norms)
+    shared_width = config.shared_expert_intermediate_size
+    shared = dense(shared_width) if shared_width else None
+    return DecoderLayer(attention, SparseBlock(config), norms, shared)
 
 
 class LLaDAMoEPreTrainedModel(DiffusionPreTrainedModel):
@@ -168,7 +164,7 @@ class LLaDAMoEModelLM(DiffusionMaskedLM, LLaDAMoEPreTrainedModel):
         model = LLaDAMoEModel(
             config,
             _build_layer,
-            Glm4MoeRMSNorm(config.hidden_size, eps=config.rms_norm_eps),
+            RMSNorm(config.hidden_size, config.rms_norm_eps),
             Glm4MoeRotaryEmbedding(cast(Any, config)),
             padding_idx=config.pad_token_id,  # as in the official code: pad is never trained
         )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from memdlm.backbones.batch_rows import only_rows
+from memdlm.backbones.operation_order import free_order
 
 T = TypeVar("T")
 
@@ -62,6 +63,6 @@ class RemainingRows:
 
     @contextmanager
     def in_forward(self) -> Iterator[None]:
-        """Tell what is attached to the model row by row which rows the forwards within have."""
-        with only_rows(self._index):
+        """Tell the forwards within which rows they have, and that they may reorder sums."""
+        with only_rows(self._index), free_order():
             yield

@@ -121,7 +121,7 @@ def test_with_the_answer_alone_blocked_the_needle_arrives_through_the_prompt(
     ids, mask, slots, needles = a_batch(model.config.mask_token_id, model.config.pad_token_id)
     seen = []
     handle = model.model.layers[0].self_attn.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["attention_mask"]), with_kwargs=True
+        lambda module, args: seen.append(args[1].attention_mask)
     )
     blocked = BlockedAttention(model, needles, "answer").eval()
     logits = blocked(ids, attention_mask=mask, positions=slots).logits

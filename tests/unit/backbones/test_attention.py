@@ -8,7 +8,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from memdlm.backbones.kv_cache import KVCache
 from memdlm.backbones.layer_inputs import gather_positions
-from memdlm.backbones.narrow_attention import attend_at
 
 LENGTH = 12
 POSITIONS = torch.tensor([[3, 11, 0], [7, 7, 2]])
@@ -16,16 +15,6 @@ PADDED = torch.ones(2, LENGTH).index_fill(1, torch.tensor([9, 10, 11]), 0)
 PADDED[0] = 1
 CAUSAL = torch.ones(2, 1, LENGTH, LENGTH).tril().bool()
 MASKS = {"none": None, "padding": PADDED, "causal": CAUSAL, "additive": (1 - CAUSAL.float()) * -1e9}
-
-
-def everywhere(layer, normed, inputs):
-    attended, _ = layer.self_attn(
-        hidden_states=normed,
-        position_embeddings=inputs.position_embeddings,
-        attention_mask=inputs.attention_mask,
-        past_key_values=inputs.cache,
-    )
-    return attended
 
 
 def last_layer(model, mask=None):
@@ -41,8 +30,8 @@ def test_it_gives_what_attention_everywhere_gives(family, mask, implementation, 
     model = build_model(family).eval()
     model.set_attn_implementation(implementation)
     layer, hidden, inputs = last_layer(model, MASKS[mask])
-    expected = gather_positions(everywhere(layer, hidden, inputs), POSITIONS)
-    found = attend_at(layer.self_attn, hidden, inputs, POSITIONS)
+    expected = gather_positions(layer.self_attn(hidden, inputs), POSITIONS)
+    found = layer.self_attn(hidden, inputs, POSITIONS)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -51,8 +40,8 @@ def test_a_cache_receives_the_keys_of_all_tokens(family, build_model):
     caches = [KVCache(LENGTH), KVCache(LENGTH)]
     for cache in caches:
         cache.open(torch.arange(LENGTH).expand(2, -1), LENGTH)
-    everywhere(layer, hidden, replace(inputs, cache=caches[0]))
-    attend_at(layer.self_attn, hidden, replace(inputs, cache=caches[1]), POSITIONS)
+    layer.self_attn(hidden, replace(inputs, cache=caches[0]))
+    layer.self_attn(hidden, replace(inputs, cache=caches[1]), POSITIONS)
     for one, other in zip(*(cache._stores[3] for cache in caches), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
@@ -64,9 +53,9 @@ def test_gradients_are_those_of_attention_everywhere(family, build_model):
         layer.zero_grad()
         hidden = hidden.detach().requires_grad_()
         if narrow:
-            result = attend_at(layer.self_attn, hidden, inputs, POSITIONS)
+            result = layer.self_attn(hidden, inputs, POSITIONS)
         else:
-            result = gather_positions(everywhere(layer, hidden, inputs), POSITIONS)
+            result = gather_positions(layer.self_attn(hidden, inputs), POSITIONS)
         result.square().sum().backward()
         own = [p.grad for p in layer.self_attn.parameters() if p.grad is not None]
         gradients.append([hidden.grad, *own])
@@ -81,9 +70,9 @@ def test_it_multiplies_less(family, build_model):
     for narrow in (False, True):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             if narrow:
-                attend_at(layer.self_attn, hidden, inputs, POSITIONS)
+                layer.self_attn(hidden, inputs, POSITIONS)
             else:
-                everywhere(layer, hidden, inputs)
+                layer.self_attn(hidden, inputs)
         counts.append(counter.get_total_flops())
     # 3 of 12 positions ask: a fused projection of queries, keys and values stays whole.
     assert counts[1] < 0.85 * counts[0]
