@@ -15,6 +15,7 @@ def silence_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.simplefilter("ignore")
+    silence_loggers()
     import datasets
     import transformers
 
@@ -22,8 +23,12 @@ def silence_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
-    # bitsandbytes warns of an optional CPU kernel; what it cannot do at all is an error of ours.
-    # What memdlm logs for Python callers, a command says itself.
+
+
+def silence_loggers() -> None:
+    """Turn off notices and warnings of those libraries that only need to be told so."""
+    # bitsandbytes warns, as it is imported, of an optional CPU kernel; what it cannot do at all is
+    # an error of ours. What memdlm logs for Python callers, a command says itself.
     for name in ("accelerate", "peft", "huggingface_hub", "torch", "bitsandbytes", "memdlm"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
