@@ -224,7 +224,7 @@ class Answering:
                     f"and none came for {self.wait_seconds:g} s: start all {self.shard.count} "
                     "processes, with the same command, or run it with one"
                 )
-            # What comes is seen late by a twentieth of the wait, and never by more than two seconds.
+            # What comes is seen late by a twentieth of the wait, at most by two seconds.
             time.sleep(min(2.0, max(0.005, waited / 20)))
 
     def _tell_others(self, error: BaseException) -> None:
