@@ -94,7 +94,7 @@ def _plot_accuracy(results: dict[str, Any]) -> bytes:
         places = [place + (offset - 1) * width for place in range(len(factors))]
         heights = [100 * figures["accuracy"][factor]["all"] for factor in factors]
         bars = axes.bar(places, heights, width * 0.92, label=setting, color=_COLOURS[setting])
-        axes.bar_label(bars, fmt="%.0f", fontsize=8)
+        axes.bar_label(bars, fmt="%.1f", fontsize=7)  # as in the tables
     for place, factor in enumerate(factors):
         level = 100 * results["guessing"][factor]["all"]
         axes.hlines(level, place - 0.4, place + 0.4, colors="#222", linestyles=":", lw=1)
