@@ -17,13 +17,26 @@ _is_free: ContextVar[bool] = ContextVar("memdlm_free_order", default=False)
 @contextmanager
 def free_order() -> Iterator[None]:
     """Let the forwards within, those without gradients, use the order that is fastest."""
-    token = _is_free.set(True)
-    try:
+    with _order(True):
         yield
-    finally:
-        _is_free.reset(token)
+
+
+@contextmanager
+def official_order() -> Iterator[None]:
+    """Let the forwards within use the official order, whatever is around."""
+    with _order(False):
+        yield
 
 
 def is_order_free() -> bool:
     """Return whether the operations of this forward may be reordered."""
     return _is_free.get() and not torch.is_grad_enabled()
+
+
+@contextmanager
+def _order(is_free: bool) -> Iterator[None]:
+    token = _is_free.set(is_free)
+    try:
+        yield
+    finally:
+        _is_free.reset(token)

@@ -9,7 +9,7 @@ from transformers.models.glm4_moe.modeling_glm4_moe import apply_rotary_pos_emb
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from memdlm.backbones.gated_mlp import GatedMLP
-from memdlm.backbones.operation_order import free_order, is_order_free
+from memdlm.backbones.operation_order import free_order, is_order_free, official_order
 from memdlm.backbones.rms_norm import RMSNorm
 from memdlm.backbones.rotary import rotate
 
@@ -117,6 +117,9 @@ def test_the_order_is_free_without_gradients_only_and_ends():
     with free_order():
         assert not is_order_free()
         with torch.no_grad():
+            assert is_order_free()
+            with official_order():
+                assert not is_order_free()
             assert is_order_free()
     with torch.no_grad():
         assert not is_order_free()

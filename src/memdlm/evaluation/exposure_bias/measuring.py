@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from memdlm.backbones.operation_order import official_order
 from memdlm.diffusion.objective import ObjectiveConfig
 from memdlm.errors import DataError, UsageError
 from memdlm.evaluation.exposure_bias.results import BiasSums, ExposureBias
@@ -204,7 +205,10 @@ class _Scorer(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Any:
         """Call the model at all slots, `positions` [B, R], and keep the sums of what it says."""
-        output = self.model(input_ids, attention_mask=attention_mask, positions=positions)
+        with (
+            official_order()
+        ):  # in a decode too: the same state gets the same loss in both contexts
+            output = self.model(input_ids, attention_mask=attention_mask, positions=positions)
         masked = input_ids.gather(1, positions) == self._mask_id
         scored = masked & self._is_real
         logits = output.logits.float().flatten(0, 1)
