@@ -205,9 +205,8 @@ class _Scorer(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Any:
         """Call the model at all slots, `positions` [B, R], and keep the sums of what it says."""
-        with (
-            official_order()
-        ):  # in a decode too: the same state gets the same loss in both contexts
+        # In a decode too, so that a state has one loss in both contexts.
+        with official_order():
             output = self.model(input_ids, attention_mask=attention_mask, positions=positions)
         masked = input_ids.gather(1, positions) == self._mask_id
         scored = masked & self._is_real
