@@ -22,7 +22,7 @@ from memdlm.evaluation.harness.sharding import Shard
 _FORMAT = 1
 _SUFFIX = ".sqlite"
 # To be counted up when the same settings come to give other answers.
-_SCHEME = b"memdlm-answer-2\n"
+_SCHEME = b"memdlm-answer-3\n"
 # Seconds to wait for another process that reads or writes the file at this moment.
 _BUSY_SECONDS = 60.0
 # Far below the number of parameters that any build of SQLite takes.
