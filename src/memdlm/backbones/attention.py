@@ -7,6 +7,7 @@ Shapes: B batch, L length, P positions per row, Q their number or L, K keys, H w
 G key-value heads, D head width.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Queries [B, Q, N, D], keys and values [B, L, G, D], before the rotary embedding."""
 
 
-class Attention(nn.Module):
+class Attention(nn.Module, ABC):
     """Grouped-query attention with rotary embeddings; how heads are projected is the family's."""
 
     # Read by the attention functions of transformers, which are causal unless told otherwise.
@@ -40,13 +41,13 @@ class Attention(nn.Module):
         self.num_key_value_groups = self.num_heads // self.num_key_value_heads
         self.scaling = self.head_dim**-0.5
 
+    @abstractmethod
     def heads(self, hidden: torch.Tensor, positions: torch.Tensor | None = None) -> Heads:
         """Return the heads of normed states [B, L, H]; queries at `positions` [B, P] if given."""
-        raise NotImplementedError
 
+    @abstractmethod
     def project(self, attended: torch.Tensor) -> torch.Tensor:
         """Return the states [B, Q, H] that the output projection makes of heads [B, Q, N, D]."""
-        raise NotImplementedError
 
     def forward(
         self, hidden: torch.Tensor, inputs: LayerInputs, positions: torch.Tensor | None = None

@@ -5,7 +5,7 @@
 
 A `KVCache` has one slot per position of each row. Every forward says where its tokens belong and
 how many slots its queries may look at; what they see among those is the attention mask's business.
-The attention modules, ours and those of transformers, know a cache by one method, `update`.
+Attention knows a cache by one method, `update`.
 
 Knows neither blocks nor decoding. Shapes: B rows, Q query tokens of a forward, S slots, K visible
 slots, G key-value heads, D head width.
